@@ -1,0 +1,267 @@
+"""What is recorded: the tables, and the words that stand in them.
+
+Rules
+-----
+* Tables do not validate (``SQLModel(table=True)`` never does): a row is built from a frozen, validated input, and the
+  database refuses the rest by NOT NULL, CHECK and UNIQUE.
+* Times are aware UTC at both ends; :class:`UTC` refuses a naive one and gives an aware one back also on SQLite.
+* No secret has a column. What can be told of a credential is its accessor, its lease, its end.
+* Only the door of ``workflows/desk.py`` writes ``request``, ``decision``, ``grant`` and ``review``, in the transaction
+  that appends the entry which says so. ``feed`` and ``post`` belong to the followers and carry no truth about a request.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC as TZ_UTC
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from sqlalchemy import CheckConstraint, Column, DateTime, Index, LargeBinary, Text, UniqueConstraint, text
+from sqlalchemy.types import JSON, TypeDecorator
+from sqlmodel import Field, SQLModel
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+
+class State(StrEnum):
+    """Where a request stands. Which moves exist is ``TRANSITIONS`` in ``workflows/lifecycle.py``."""
+
+    PENDING = "pending"
+    APPROVED = "approved"
+    ACTIVE = "active"
+    ENDING = "ending"
+    ENDED = "ended"
+    REVIEWED = "reviewed"
+    DENIED = "denied"
+    WITHDRAWN = "withdrawn"
+    LAPSED = "lapsed"
+    FAILED = "failed"
+
+
+class Answer(StrEnum):
+    """What a custodian said."""
+
+    APPROVE = "approve"
+    DENY = "deny"
+
+
+class Outcome(StrEnum):
+    """A reviewer's verdict on one use."""
+
+    JUSTIFIED = "justified"
+    NOT_JUSTIFIED = "not_justified"
+    MISUSE = "misuse"
+    DRILL = "drill"
+
+
+def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
+    listed = ", ".join(f"'{word.value}'" for word in words)
+    return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
+
+
+class UTC(TypeDecorator[datetime]):
+    """An aware UTC time. SQLite drops the zone, so it is checked going in and put back coming out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Refuse a naive time: it would silently mean the machine's own zone."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time without a zone cannot be stored: {value!r}")
+        return value.astimezone(TZ_UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Give the zone back."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=TZ_UTC) if value.tzinfo is None else value.astimezone(TZ_UTC)
+
+
+def _time(*, nullable: bool = False, index: bool = False) -> Any:  # noqa: ANN401 - SQLModel's Field is typed Any
+    return Field(sa_column=Column(UTC, nullable=nullable, index=index), default=None if nullable else ...)
+
+
+def _json() -> Any:  # noqa: ANN401 - SQLModel's Field is typed Any
+    return Field(sa_column=Column(JSON, nullable=False))
+
+
+class Request(SQLModel, table=True):
+    """The whole case, ``BG-7KQ2``. The row is the present; the log is how it came to be.
+
+    ``version`` counts every write; ``state_version`` is its value at the last change of state, so that a button drawn
+    before that is stale. ``due_at`` is when the tick must next look at the row (never null in a state that waits).
+    """
+
+    __tablename__: ClassVar[Any] = "request"
+    __table_args__ = (
+        _one_of("state", State),
+        CheckConstraint("quorum >= 1", name="quorum_at_least_one"),
+        CheckConstraint(
+            "asked_seconds > 0 AND (granted_seconds IS NULL OR granted_seconds > 0)", name="seconds_positive"
+        ),
+        CheckConstraint("version >= 1 AND state_version >= 1 AND state_version <= version", name="versions_ordered"),
+        CheckConstraint("reason <> '' AND threshold <> '' AND standard_path <> ''", name="words_given"),
+    )
+
+    id: str = Field(primary_key=True, max_length=16)
+    state: str = Field(nullable=False, index=True)
+    version: int = Field(nullable=False)
+    state_version: int = Field(nullable=False)
+    last_seq: int = Field(nullable=False)  # the newest entry about this request: what followers compare with
+    form_id: str | None = Field(default=None, unique=True)  # Slack's view id: a doubled envelope opens nothing twice
+
+    team: str = Field(nullable=False)
+    requester: str = Field(nullable=False)
+    account: str = Field(nullable=False, index=True)
+    level: str = Field(nullable=False)
+    threshold: str = Field(nullable=False)
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    standard_path: str = Field(sa_column=Column(Text, nullable=False))
+    incident: str = Field(nullable=False)
+    policy_hash: str = Field(nullable=False)
+    quorum: int = Field(nullable=False)
+    custodians: list[str] = _json()  # user ids asked, as resolved at the opening
+    channel: str = Field(nullable=False)  # the incident channel at the opening
+
+    asked_seconds: int = Field(nullable=False)
+    granted_seconds: int | None = None
+    opened_at: datetime = _time()
+    state_at: datetime = _time()  # when the present state began
+    lapse_at: datetime | None = _time(nullable=True)
+    expires_at: datetime | None = _time(nullable=True)
+    warned_at: datetime | None = _time(nullable=True)
+    review_due_at: datetime | None = _time(nullable=True)
+    due_at: datetime | None = _time(nullable=True, index=True)
+    attempts: int = Field(default=0, nullable=False)  # failed tries at the present outside effect, for the back-off
+    ended_by: str | None = None  # release | revoke | expire | fail
+    ended_by_user: str | None = None
+
+
+class Decision(SQLModel, table=True):
+    """One custodian's answer. One person, one answer: the constraint is what makes a double click harmless."""
+
+    __tablename__: ClassVar[Any] = "decision"
+    __table_args__ = (UniqueConstraint("request_id", "team", "person"), _one_of("answer", Answer))
+
+    id: int | None = Field(default=None, primary_key=True)
+    request_id: str = Field(foreign_key="request.id", nullable=False, index=True)
+    team: str = Field(nullable=False)
+    person: str = Field(nullable=False)
+    answer: str = Field(nullable=False)
+    granted_seconds: int | None = None
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    policy_hash: str = Field(nullable=False)
+    at: datetime = _time()
+
+
+_OPEN_GRANT: Final = text("ended_at IS NULL")
+
+
+class Grant(SQLModel, table=True):
+    """One credential's life, intent first: ``intended_at``, ``accessor_at`` (child token), ``issued_at``, ``ended_at``.
+
+    The partial unique index is the last line of "at most one live credential for a request".
+    """
+
+    __tablename__: ClassVar[Any] = "grant"
+    __table_args__ = (
+        Index(
+            "one_open_grant",
+            "request_id",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        UniqueConstraint("request_id", "number"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    request_id: str = Field(foreign_key="request.id", nullable=False, index=True)
+    number: int = Field(nullable=False)  # 1, 2, … within the request
+    engine: str = Field(nullable=False)
+    path: str = Field(nullable=False)  # the Vault path that is read
+    lease_prefix: str = Field(nullable=False)
+    accessor: str | None = Field(default=None, unique=True)
+    lease_id: str | None = Field(default=None, unique=True)
+    identity: str | None = None  # the name at the target (database user): not a secret, and what capture attributes by
+    intended_at: datetime = _time()
+    accessor_at: datetime | None = _time(nullable=True)
+    issued_at: datetime | None = _time(nullable=True)
+    expires_at: datetime | None = _time(nullable=True)
+    ended_at: datetime | None = _time(nullable=True)  # Vault confirmed that nothing of it is left
+
+
+class Review(SQLModel, table=True):
+    """The record filed after a use."""
+
+    __tablename__: ClassVar[Any] = "review"
+    __table_args__ = (_one_of("outcome", Outcome), CheckConstraint("findings <> ''", name="findings_given"))
+
+    request_id: str = Field(foreign_key="request.id", primary_key=True)
+    team: str = Field(nullable=False)
+    reviewer: str = Field(nullable=False)
+    threshold_met: bool = Field(nullable=False)
+    standard_path_enough: bool = Field(nullable=False)
+    used_as_stated: bool = Field(nullable=False)
+    outcome: str = Field(nullable=False)
+    findings: str = Field(sa_column=Column(Text, nullable=False))
+    follow_ups: list[dict[str, str]] = _json()  # each {"what", "owner", "due"}
+    filed_at: datetime = _time()
+
+
+class Entry(SQLModel, table=True):
+    """One record of the log. ``body`` is the canonical JSON, verbatim, and is what is hashed (``storage/audit.py``)."""
+
+    __tablename__: ClassVar[Any] = "entry"
+
+    # No autoincrement: the sequence as primary key makes a gap visible and a fork impossible on any database.
+    seq: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    request_id: str | None = Field(default=None, index=True)
+    event: str = Field(nullable=False, index=True)
+    at: datetime = _time(index=True)
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    leaf_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    root: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # RFC 6962 root of entries 0..seq
+    peaks: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # roots of the perfect subtrees, left to right
+
+
+class Feed(SQLModel, table=True):
+    """A follower's cursor in one request's entries (empty ``request_id``: entries about none), claimed by a row."""
+
+    __tablename__: ClassVar[Any] = "feed"
+
+    follower: str = Field(primary_key=True)
+    request_id: str = Field(primary_key=True)
+    seq: int = Field(nullable=False)  # the last entry that this follower has done; -1 for none
+    holder: str | None = None
+    held_until: datetime | None = _time(nullable=True)
+    retry_at: datetime | None = _time(nullable=True)
+    failures: int = Field(default=0, nullable=False)
+
+
+class Post(SQLModel, table=True):
+    """One message that exists, or is being posted, in Slack. ``key`` names its purpose within the request.
+
+    ``tried_at`` is written before the call: a row that was tried and has no ``ts`` after a crash is looked up in the
+    channel by its metadata before anything is posted again.
+    """
+
+    __tablename__: ClassVar[Any] = "post"
+
+    request_id: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    target: str = Field(nullable=False)  # channel id, or a user id for a direct message
+    channel: str | None = None  # as Slack answered
+    ts: str | None = None
+    first_seq: int | None = None
+    last_seq: int | None = None
+    picture: str | None = None  # hash of what was drawn last
+    tried_at: datetime | None = _time(nullable=True)
+
+
+FINAL: Final = frozenset({State.DENIED, State.WITHDRAWN, State.LAPSED, State.FAILED, State.REVIEWED})
