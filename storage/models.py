@@ -7,7 +7,7 @@ Rules
 * Times are aware UTC at both ends; :class:`UTC` refuses a naive one and gives an aware one back also on SQLite.
 * No secret has a column. What can be told of a credential is its accessor, its lease, its end.
 * Only the door of ``workflows/desk.py`` writes ``request``, ``decision``, ``grant`` and ``review``, in the transaction
-  that appends the entry which says so. ``feed`` and ``post`` belong to the followers and carry no truth about a request.
+  that appends the entry which says so. ``feed`` and ``post`` belong to the followers; no truth about a request is there.
 """
 
 from __future__ import annotations

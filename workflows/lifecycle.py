@@ -7,10 +7,12 @@ Rules
 * A move is a row of ``TRANSITIONS``: from a state, by an action, to a state, open to some roles.
 * A move that is not in the table is a :class:`Conflict`; a move by the wrong role is a :class:`NotAllowed`. Both leave
   everything as it was.
-* A move whose target is its own state is a *self* move: it is logged and redraws the card, and buttons drawn before it stay good.
-* An outside effect stands between two states. ``approved → active`` is the issue of a credential and ``ending → ended`` its end:
-  the first state is the decision, the second the confirmation.
-* Separation of duties is not a role but a relation (requester, approver and reviewer are different people): ``policy.py``.
+* A move whose target is its own state is a *self* move: it is logged and redraws the card, and buttons drawn before it
+  stay good.
+* An outside effect stands between two states. ``approved → active`` is the issue of a credential and ``ending → ended``
+  its end: the first state is the decision, the second the confirmation.
+* Separation of duties (requester, approver and reviewer are different people) is a relation between people, not a row
+  here: ``policy.py`` takes a role away from whom it excludes.
 
 This module is pure: no I/O, no clock.
 """
