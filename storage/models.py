@@ -7,7 +7,7 @@ Rules
 * Times are aware UTC at both ends; :class:`UTC` refuses a naive one and gives an aware one back also on SQLite.
 * No secret has a column. What can be told of a credential is its accessor, its lease, its end.
 * Only the door of ``workflows/desk.py`` writes ``request``, ``decision``, ``grant`` and ``review``, in the transaction
-  that appends the entry which says so. ``feed`` and ``post`` belong to the followers; no truth about a request is there.
+  that appends the entry which says so. ``feed`` and ``post`` belong to the followers; they carry no truth about it.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ class Request(SQLModel, table=True):
 
 
 class Decision(SQLModel, table=True):
-    """One custodian's answer. One person, one answer: the constraint is what makes a double click harmless."""
+    """One custodian's answer. One person counts once: the constraint is what makes a double click harmless."""
 
     __tablename__: ClassVar[Any] = "decision"
-    __table_args__ = (UniqueConstraint("request_id", "team", "person"), _one_of("answer", Answer))
+    __table_args__ = (UniqueConstraint("request_id", "team", "person", "answer"), _one_of("answer", Answer))
 
     id: int | None = Field(default=None, primary_key=True)
     request_id: str = Field(foreign_key="request.id", nullable=False, index=True)
