@@ -1,0 +1,491 @@
+"""What may be asked for, by whom, and who decides?
+
+Rules
+-----
+* Everything here is pure but :func:`load` (reads a file) and :func:`gather` (asks the directory).
+* One verdict: :func:`evaluate` fills the form and is run again at the gate. :func:`explain` answers for one person and
+  one role, at every click.
+* Missing data never permits. An unknown account, an empty group, a person whom the directory does not know, a blank
+  field: each can only turn a permission into a refusal.
+* A right belongs to a Slack user id. The requester never counts as a custodian, nor the requester or an approver as a
+  reviewer; a bot, a guest, a deactivated person and somebody of another workspace hold no role at all.
+* A sentence never repeats words that somebody typed, unless they have the form of a name: a sentence ends in a Slack
+  message, where ``<!channel>`` would ring everybody's telephone.
+
+The values that the file holds and how it is read stand in ``policy_file.py`` and are imported from here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Protocol
+
+from workflows.errors import Invalid, NotAllowed
+from workflows.lifecycle import Role
+from workflows.policy_file import (
+    LONGEST,
+    NAME,
+    SHORTEST,
+    USER,
+    Account,
+    Level,
+    Policy,
+    PolicyInvalid,
+    Problem,
+    Threshold,
+    load,
+    parse,
+    parse_duration,
+    say_duration,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+
+__all__ = [
+    "LONGEST",
+    "SHORTEST",
+    "Account",
+    "Directory",
+    "Level",
+    "Person",
+    "Policy",
+    "PolicyInvalid",
+    "Problem",
+    "Roster",
+    "Threshold",
+    "Unmet",
+    "Verdict",
+    "accounts_for",
+    "counted",
+    "evaluate",
+    "explain",
+    "gather",
+    "in_force",
+    "is_auditor",
+    "load",
+    "parse",
+    "parse_duration",
+    "roles",
+    "say_duration",
+]
+
+# Characters of what the requester writes: (least, most).
+WORDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
+    {"reason": (10, 2000), "standard_path": (10, 2000), "incident": (1, 100)}
+)
+
+
+# --- People -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody as Slack describes them. No flag has a default: what is not known must not read as "no"."""
+
+    team: str
+    id: str
+    name: str
+    is_bot: bool
+    is_guest: bool
+    is_deleted: bool
+    is_foreign: bool
+
+    def inability(self) -> str | None:
+        """Return why this person can hold no role ("is a guest"), or None."""
+        if self.is_bot or self.id == "USLACKBOT":  # Slack says is_bot=false of its own bot
+            return "is a bot"
+        if self.is_deleted:
+            return "is deactivated"
+        if self.is_foreign:
+            return "belongs to another workspace"
+        if self.is_guest:
+            return "is a guest"
+        return None
+
+
+class Directory(Protocol):
+    """Where people and groups are looked up. Both methods raise Unavailable when it does not answer."""
+
+    def person(self, user_id: str) -> Person | None:
+        """Return the person; None when there is no such user."""
+
+    def members(self, group: str) -> tuple[str, ...] | None:
+        """Return the user ids of a group id (``S…``) or handle (``@name``); None when there is no such group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """What the directory said: the facts about people that a verdict stands on."""
+
+    people: Mapping[str, Person]
+    groups: Mapping[str, tuple[str, ...]]
+
+    def resolve(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the distinct user ids behind user ids and groups, in stated order; an unknown group gives nobody."""
+        found: dict[str, None] = {}
+        for name in names:
+            found.update(dict.fromkeys((name,) if USER.fullmatch(name) else self.groups.get(name, ())))
+        return tuple(found)
+
+    def able(self, user_id: str) -> bool:
+        """Say whether the person is known and may hold a role at all."""
+        person = self.people.get(user_id)
+        return person is not None and person.inability() is None
+
+
+def gather(directory: Directory, policy: Policy, account_name: str | None, also: Iterable[str] = ()) -> Roster:
+    """Look up what is needed to judge one account (None: every account) and the global groups.
+
+    ``also``: the user ids of those who act; responders, leadership and security are resolved to ids but not looked up
+    one by one, since such a group may be the whole company. Raises Unavailable; never fills in what it could not learn.
+    """
+    accounts = [a for name, a in policy.accounts.items() if account_name in (None, name)]
+    judged = [*policy.reviewers, *policy.auditors]
+    listed = [*policy.leadership, *policy.security]
+    for account in accounts:
+        judged += [account.owner, *account.custodians]
+        listed += account.responders
+    groups: dict[str, tuple[str, ...]] = {}
+    for name in dict.fromkeys(judged + listed):
+        if not USER.fullmatch(name) and (members := directory.members(name)) is not None:
+            groups[name] = tuple(members)
+    people: dict[str, Person] = {}
+    for user_id in dict.fromkeys((*Roster({}, groups).resolve(judged), *also)):
+        if (person := directory.person(user_id)) is not None:
+            people[user_id] = person
+    return Roster(MappingProxyType(people), MappingProxyType(groups))
+
+
+# --- Who may --------------------------------------------------------------------------------------------------------
+
+
+def explain(
+    policy: Policy,
+    roster: Roster,
+    account: str,
+    person: str,
+    role: Role,
+    *,
+    requester: str | None = None,
+    approvers: Collection[str] = (),
+    asked: Collection[str] | None = None,
+) -> str | None:
+    """Return None when ``person`` holds ``role``, else the sentence to that person that says why not.
+
+    ``requester`` and ``approvers`` (user ids) are those of the request that is judged; without a requester nobody is a
+    custodian or a reviewer, because whom to exclude is not known. ``asked``: the custodians when it was opened.
+    """
+    known = roster.people.get(person)
+    if known is None:
+        return "Slack does not say who you are, so you can take no part in break-glass access. Nothing was changed."
+    if (inability := known.inability()) is not None:
+        return f"Your Slack account {inability}, so it can take no part in break-glass access."
+    if role is Role.SYSTEM:
+        return "Only the bot itself may do this."
+    if role is Role.REQUESTER:
+        return None if person == requester else "Only the person who asked for this access may do this."
+    if role is Role.REVIEWER:
+        return _explain_reviewer(policy, roster, person, requester, approvers)
+    entry = policy.accounts.get(account)
+    if entry is None:
+        return f"The policy has no account {_quoted(account)}. Ask the owner of the policy to put it (back) in."
+    if role is Role.RESPONDER:
+        if person in roster.resolve(entry.responders):
+            return None
+        return f"You are not one of those who may ask for {entry.title}. Its owner, <@{entry.owner}>, can add you."
+    custodians = _custodians(roster, entry, requester)
+    if requester is None:
+        return "It is not known who asked for this access, so nobody can decide about it."
+    if person == requester:
+        return "You asked for this access yourself, so you cannot approve it."
+    if person not in custodians:
+        return f"You are not a custodian of {entry.title}; {_listing(custodians)}."
+    if asked is not None and person not in asked:
+        return (
+            f"You became a custodian of {entry.title} after this request was opened, "
+            "so only the custodians who were asked then can decide about it."
+        )
+    return None
+
+
+def _explain_reviewer(
+    policy: Policy, roster: Roster, person: str, requester: str | None, approvers: Collection[str]
+) -> str | None:
+    if requester is None:
+        return "It is not known who asked for this access, so nobody can review it."
+    if person == requester:
+        return "You asked for this access yourself, so you cannot review it."
+    if person in approvers:
+        return "You approved this access, so somebody else must review it."
+    if person not in roster.resolve(policy.reviewers):
+        able = [r for r in _able(roster, policy.reviewers) if r != requester and r not in approvers]
+        return f"You are not a reviewer; {_listing(able, 'the reviewers are')}."
+    return None
+
+
+def roles(
+    policy: Policy,
+    roster: Roster,
+    account: str,
+    person: str,
+    *,
+    requester: str | None = None,
+    approvers: Collection[str] = (),
+    asked: Collection[str] | None = None,
+) -> frozenset[Role]:
+    """Return every role that the person holds; the arguments are those of :func:`explain`."""
+    return frozenset(
+        role
+        for role in Role
+        if explain(policy, roster, account, person, role, requester=requester, approvers=approvers, asked=asked) is None
+    )
+
+
+def is_auditor(policy: Policy, roster: Roster, person: str) -> bool:
+    """Say whether the person may export the log."""
+    return roster.able(person) and person in roster.resolve(policy.auditors)
+
+
+def accounts_for(policy: Policy, roster: Roster, person: str) -> tuple[Account, ...]:
+    """Return the accounts that the person may ask for, in the order of the file."""
+    return tuple(
+        account
+        for name, account in policy.accounts.items()
+        if explain(policy, roster, name, person, Role.RESPONDER) is None
+    )
+
+
+def counted(approvals: Iterable[str], custodians: Collection[str], requester: str) -> frozenset[str]:
+    """Return the distinct people whose approval counts; the quorum is compared with its size, never with a counter."""
+    return frozenset(approvals).intersection(custodians) - {requester}
+
+
+def in_force(policy: Policy, custodians: Collection[str]) -> str:
+    """Return the SHA-256 (hex) of the policy and the custodians together, for the request and each decision."""
+    together = json.dumps([policy.hash, sorted(set(custodians))], separators=(",", ":"))
+    return hashlib.sha256(together.encode()).hexdigest()
+
+
+def _able(roster: Roster, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(user_id for user_id in roster.resolve(names) if roster.able(user_id))
+
+
+def _custodians(roster: Roster, account: Account, requester: str | None) -> tuple[str, ...]:
+    return tuple(user_id for user_id in _able(roster, account.custodians) if user_id != requester)
+
+
+def _listing(people: Collection[str], words: str = "its custodians are") -> str:
+    if not people:
+        return "at this moment there is nobody who could do it"
+    shown = [f"<@{user_id}>" for user_id in people]
+    more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""  # a group may have hundreds
+    return f"{words} {', '.join(shown[:10])}{more}"
+
+
+def _quoted(word: str) -> str:
+    return f"“{word}”" if NAME.fullmatch(word) else "of that name"
+
+
+# --- The verdict ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unmet:
+    """One thing that stands against a request. ``field`` is a field of the form; None: the person is at fault."""
+
+    field: str | None
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a request would take, or takes, and what stands against it.
+
+    ``custodians``: who can approve for this requester now. ``blank``: what a preview found not filled in yet; it is not
+    held against the form, but :meth:`require` never lets it pass.
+    """
+
+    account: Account | None
+    level: Level | None
+    custodians: tuple[str, ...]
+    quorum: int
+    longest: timedelta
+    default: timedelta
+    unmet: tuple[Unmet, ...]
+    blank: tuple[Unmet, ...] = ()
+
+    @property
+    def is_allowed(self) -> bool:
+        """Account and level are chosen and nothing stands against the request (so far, in a preview)."""
+        return self.account is not None and self.level is not None and not self.unmet
+
+    @property
+    def sentence(self) -> str:
+        """What it takes, or the first things that stand against it."""
+        if self.unmet:
+            return " ".join(unmet.sentence for unmet in self.unmet[:3])
+        if self.level is None:
+            return "Choose an account." if self.account is None else "Choose a level."
+        people = "custodian" if len(self.custodians) == 1 else "custodians"
+        return f"Needs {self.quorum} of {len(self.custodians)} {people}; at most {say_duration(self.longest)}."
+
+    def require(self) -> None:
+        """Refuse unless all is well and filled in.
+
+        Raises :class:`NotAllowed` when the person is at fault, else :class:`Invalid` with a sentence for each field.
+        """
+        found = (*self.unmet, *self.blank)
+        if personal := [unmet for unmet in found if unmet.field is None]:
+            raise NotAllowed(" ".join(unmet.sentence for unmet in personal), code=personal[0].code)
+        fields: dict[str, str] = {}
+        for unmet in found:
+            name = unmet.field or "account"
+            fields[name] = f"{fields[name]} {unmet.sentence}" if name in fields else unmet.sentence
+        if fields:
+            raise Invalid(" ".join(fields.values()), fields=fields, code=found[0].code)
+        if not self.is_allowed:  # a verdict that somebody built by hand
+            raise Invalid("Choose an account and a level.", fields={"account": "Choose an account and a level."})
+
+
+def evaluate(
+    policy: Policy,
+    roster: Roster,
+    *,
+    account: str | None,
+    level: str | None,
+    requester: str,
+    threshold: str | None = None,
+    asked: timedelta | None = None,
+    reason: str | None = None,
+    standard_path: str | None = None,
+    incident: str | None = None,
+    preview: bool = False,
+) -> Verdict:
+    """Judge a request: the same analysis fills the form (``preview``) and stands at the gate.
+
+    None means "not filled in yet": a preview keeps it in ``blank``, the gate counts it as unmet. An empty string is
+    filled in, and wrong.
+    """
+    blank: list[Unmet] = []
+    unmet: list[Unmet] = []
+
+    def say(field_name: str | None, code: str, sentence: str) -> None:
+        unmet.append(Unmet(field_name, code, sentence))
+
+    def ask(field_name: str, sentence: str) -> None:
+        (blank if preview else unmet).append(Unmet(field_name, "missing", sentence))
+
+    # 1. The person.
+    entry = policy.accounts.get(account) if account is not None else None
+    person = roster.people.get(requester)
+    if person is None or person.inability() is not None:
+        code = "unknown_person" if person is None else "unable_person"
+        say(None, code, explain(policy, roster, "", requester, Role.SYSTEM) or "")
+    elif (
+        entry is not None
+        and (sentence := explain(policy, roster, entry.name, requester, Role.RESPONDER, requester=requester))
+        is not None
+    ):
+        say(None, "not_responder", sentence)
+
+    # 2. The account, its level, and whether there are people enough.
+    chosen = entry.levels.get(level) if entry is not None and level is not None else None
+    custodians = _custodians(roster, entry, requester) if entry is not None else ()
+    if account is None:
+        ask("account", "Choose an account.")
+    elif entry is None:
+        say("account", "unknown_account", f"The policy has no account {_quoted(account)}. Choose one of the list.")
+    if entry is not None and level is not None and chosen is None:
+        known = ", ".join(entry.levels)
+        say("level", "unknown_level", f"{entry.title} has no level {_quoted(level)}; its levels are {known}.")
+    elif level is None:
+        ask("level", "Choose a level.")
+    if entry is not None:
+        unmet.extend(_shortages(policy, roster, entry, chosen, custodians, requester=requester))
+
+    # 3. The words and the time.
+    if threshold is None:
+        ask("threshold", "Choose the documented threshold that is met.")
+    elif entry is not None and threshold not in entry.thresholds:
+        say("threshold", "unknown_threshold", f"Choose one of the documented thresholds of {entry.title}.")
+    for name, words in (("reason", reason), ("standard_path", standard_path), ("incident", incident)):
+        if words is None:
+            ask(name, _ASK[name])
+        elif (problem := _words(name, words)) is not None:
+            unmet.append(problem)
+    if asked is None:
+        ask("duration", "Say for how long.")
+    elif asked < SHORTEST:
+        say("duration", "too_short", f"Ask for at least {say_duration(SHORTEST)}.")
+    elif chosen is not None and asked > chosen.longest:
+        say("duration", "too_long", f"“{chosen.title}” is given for at most {say_duration(chosen.longest)}.")
+
+    return Verdict(
+        account=entry,
+        level=chosen,
+        custodians=custodians,
+        quorum=chosen.quorum if chosen else 0,
+        longest=chosen.longest if chosen else timedelta(0),
+        default=chosen.default if chosen else timedelta(0),
+        unmet=tuple(unmet),
+        blank=tuple(blank),
+    )
+
+
+_ASK: Final = {
+    "reason": "Say why you need this access.",
+    "standard_path": "Say what you tried on the standard path and why that is not enough.",
+    "incident": "Give the incident's reference.",
+}
+
+
+def _shortages(
+    policy: Policy,
+    roster: Roster,
+    account: Account,
+    level: Level | None,
+    custodians: tuple[str, ...],
+    *,
+    requester: str,
+) -> Iterator[Unmet]:
+    """Yield what makes an approval or a review impossible from the start, before anybody is woken."""
+    owner = f"Its owner, <@{account.owner}>, can change that."
+    if not custodians:
+        yield Unmet("account", "no_custodians", f"Nobody can approve {account.title} for you at this moment. {owner}")
+    elif level is not None and len(custodians) < level.quorum:
+        yield Unmet(
+            "level",
+            "too_few_custodians",
+            f"“{level.title}” needs {level.quorum} custodians, and only {len(custodians)} can approve for you. {owner}",
+        )
+    # A reviewer must be left over: neither the requester nor needed for the quorum.
+    quorum = level.quorum if level is not None else 1
+    reviewers = [user_id for user_id in _able(roster, policy.reviewers) if user_id != requester]
+    if not any(len(set(custodians) - {reviewer}) >= quorum for reviewer in reviewers) and (
+        not reviewers or len(custodians) >= quorum  # else it is the custodians who are too few, which was said
+    ):
+        yield Unmet(
+            "account",
+            "no_reviewer",
+            "Nobody could review this access afterwards: the reviewer must be neither you nor one who approves it.",
+        )
+
+
+def _words(name: str, words: str) -> Unmet | None:
+    """Judge what the requester wrote; characters that nobody sees (zero-width, control) do not count as words."""
+    least, most = WORDS[name]
+    seen = "".join(c for c in words if c.isspace() or not unicodedata.category(c).startswith("C")).strip()
+    if not seen:
+        return Unmet(name, "empty", _ASK[name])
+    if len(seen) < least:
+        return Unmet(name, "too_few_words", f"{_ASK[name]} Write at least {least} characters.")
+    if len(words) > most:
+        return Unmet(name, "too_many_words", f"This is {len(words)} characters; at most {most} fit.")
+    return None

@@ -1,0 +1,518 @@
+"""What does a policy file say, and is it one?
+
+Rules
+-----
+* The file is read strictly: what is unknown, missing, doubled or impossible refuses, with its line and what to do, all
+  problems at once. ``POLICY.md`` tells its authors the format.
+* Nodes are read, not values: what YAML would guess (``yes``, ``1:30``, ``0x10``), anchors, aliases, tags and a second
+  document refuse, so that the file means what it shows.
+* What becomes part of a Slack message is held to a form that cannot break out of it; the settings of an engine are
+  checked by ``LevelSettings``, and its findings are reported with their lines.
+
+Pure but :func:`load`, which reads a file. The judging is in ``policy.py``, from where everything here is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Final
+
+import yaml
+
+from workflows.engines import ENGINES, LevelSettings
+from workflows.errors import BreakGlassError, Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
+
+MAX_BYTES: Final = 256 * 1024  # a policy for hundreds of accounts; more is a mistake or an attack on the parser
+MAX_DEPTH: Final = 12  # the format needs 6; the composer recurses, and a file of brackets would end the process
+SHORTEST: Final = timedelta(minutes=1)  # the shortest time that can be asked for
+LONGEST: Final = timedelta(hours=24)  # what is needed for longer is standing access, not an emergency
+OPEN_WITHIN: Final = timedelta(minutes=15)
+
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # of an account, a level, a threshold
+USER: Final = re.compile(r"[UW][A-Z0-9]{2,20}")  # Slack's ids
+GROUP: Final = re.compile(r"S[A-Z0-9]{2,20}|@[a-z0-9][a-z0-9._-]{0,79}")
+_CHANNEL: Final = re.compile(r"[CG][A-Z0-9]{2,20}")
+_DURATION: Final = re.compile(r"(?:([0-9]{1,5})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,5})s)?")
+_UNITS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+
+
+# --- Durations --------------------------------------------------------------------------------------------------------
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read ``90s 15m 2h 3d 1h30m``: days, hours, minutes, seconds in this order, each at most once; more than nothing.
+
+    Raises :class:`ValueError` with a sentence that says how to write one.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise ValueError("Write a duration as 90s, 15m, 2h, 3d or 1h30m.")
+    span = timedelta(seconds=sum(int(n or 0) * unit for n, (_, unit) in zip(match.groups(), _UNITS, strict=True)))
+    if not span:
+        raise ValueError("A duration must be longer than zero; write it as 90s, 15m, 2h, 3d or 1h30m.")
+    return span
+
+
+def say_duration(span: timedelta) -> str:
+    """Return a duration in words, "1 hour 30 minutes"; parts of a second are dropped, what is past is "0 seconds"."""
+    rest, words = max(0, int(span.total_seconds())), list[str]()
+    for name, unit in _UNITS:
+        count, rest = divmod(rest, unit)
+        if count:
+            words.append(f"{count} {name}{'' if count == 1 else 's'}")
+    return " ".join(words) or "0 seconds"
+
+
+# --- The policy, once read --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A documented condition under which access is allowed."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How much access, where its credential comes from, and what it takes to get it."""
+
+    name: str
+    title: str
+    settings: LevelSettings
+    quorum: int  # distinct custodians
+    longest: timedelta
+    default: timedelta
+    answer_within: timedelta  # an unanswered request lapses
+    open_within: timedelta  # an approval that is not opened lapses
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What emergency access is for. ``custodians`` and ``responders`` are names as written: user ids and groups."""
+
+    name: str
+    title: str
+    system: str
+    owner: str
+    custodians: tuple[str, ...]
+    responders: tuple[str, ...]
+    thresholds: Mapping[str, Threshold]
+    standard_path: str
+    levels: Mapping[str, Level]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The whole file; ``hash`` is the SHA-256 of ``text`` in UTF-8, as hex."""
+
+    incident_channel: str
+    leadership: tuple[str, ...]
+    security: tuple[str, ...]
+    reviewers: tuple[str, ...]
+    auditors: tuple[str, ...]
+    review_within: timedelta
+    accounts: Mapping[str, Account]
+    text: str = field(repr=False)
+    hash: str
+
+    def everyone(self) -> tuple[str, ...]:
+        """Return every user id and group that the policy names, each once, in the order of the file."""
+        names = [*self.leadership, *self.security, *self.reviewers, *self.auditors]
+        for account in self.accounts.values():
+            names += [account.owner, *account.custodians, *account.responders]
+        return tuple(dict.fromkeys(names))
+
+
+# --- Reading the file -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a policy file. ``line`` counts from 1; ``where`` is the dotted path of keys."""
+
+    line: int
+    where: str
+    sentence: str
+
+
+class PolicyInvalid(BreakGlassError):
+    """The file does not load. ``str`` lists every problem, one a line: ``file:line: where: sentence``."""
+
+    code: ClassVar[str] = "policy_invalid"
+
+    def __init__(self, name: str, problems: Iterable[Problem]) -> None:
+        self.name = name
+        self.problems = tuple(sorted(problems, key=lambda problem: problem.line))
+        lines = (
+            f"{name}:{p.line}: {p.where}: {p.sentence}" if p.where else f"{name}:{p.line}: {p.sentence}"
+            for p in self.problems
+        )
+        super().__init__("\n".join(lines))
+
+
+def load(path: Path) -> Policy:
+    """Read and check a policy file. Raises :class:`PolicyInvalid`, also when the file cannot be read."""
+    name = str(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        return parse(raw.decode(), name=name)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise PolicyInvalid(name, [Problem(1, "", f"The policy cannot be read: {why}.")]) from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise PolicyInvalid(name, [Problem(line, "", "This is not UTF-8 text; save the file as UTF-8.")]) from None
+
+
+def parse(text: str, *, name: str, engines: Collection[str] | None = None) -> Policy:
+    """Check the text of a policy; ``name`` is what problems call it, ``engines`` the known ones (default: all).
+
+    Raises :class:`PolicyInvalid` with every problem.
+    """
+    reader = _Reader(text, tuple(ENGINES) if engines is None else tuple(engines))
+    policy = reader.policy()
+    if policy is None or reader.problems:
+        raise PolicyInvalid(name, reader.problems)
+    return policy
+
+
+_SETTINGS: Final = ("engine", "mount", "role", "token_role", "host", "port", "database")  # of a level
+_STR: Final = "tag:yaml.org,2002:str"
+_INT: Final = "tag:yaml.org,2002:int"
+_NULL: Final = "tag:yaml.org,2002:null"
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """A value in the file: its node, the line of its key, its dotted path."""
+
+    node: yaml.Node
+    line: int
+    where: str
+
+
+class _Reader:
+    """Reads nodes, not values, so that each problem has its line.
+
+    Every method records what is wrong and goes on with a falsy value ("", 0, empty), so that one run tells all.
+    """
+
+    def __init__(self, text: str, engines: tuple[str, ...]) -> None:
+        self.text = text
+        self.engines = engines
+        self.problems: list[Problem] = []
+
+    def fail(self, at: _At, sentence: str) -> None:
+        self.problems.append(Problem(at.line, at.where, sentence))
+
+    # The text.
+
+    def root(self) -> yaml.Node | None:
+        """Return the one document's node, or None after recording why not."""
+        if len(self.text) > MAX_BYTES:
+            self.problems.append(Problem(1, "", f"The file is larger than {MAX_BYTES // 1024} KiB; split the policy."))
+            return None
+        try:
+            self._scan()
+            if self.problems:
+                return None
+            node = yaml.compose(self.text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self.problems.append(Problem(mark.line + 1 if mark else 1, "", _not_yaml(error)))
+            return None
+        except yaml.reader.ReaderError as error:
+            line = self.text.count("\n", 0, error.position) + 1
+            self.problems.append(Problem(line, "", "There is a control character here; remove it."))
+            return None
+        if node is None:
+            self.problems.append(Problem(1, "", "The file is empty; POLICY.md has an example to begin with."))
+        return node
+
+    def _scan(self) -> None:
+        """Refuse what could mean something else than it shows (tags, aliases) or overflow the composer (depth)."""
+        depth = documents = 0
+        for event in yaml.parse(self.text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+                self.problems.append(
+                    Problem(line, "", "Anchors (&) and aliases (*) are not used here; repeat the text.")
+                )
+            elif getattr(event, "tag", None) is not None:
+                self.problems.append(Problem(line, "", "Tags (!) are not used here; remove it."))
+            elif isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents == 2:
+                    self.problems.append(Problem(line, "", "A policy is one document; remove what follows '---'."))
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                self.problems.append(Problem(line, "", "This is nested deeper than a policy can be."))
+                return
+
+    # Values.
+
+    def mapping(self, at: _At, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, _At]:
+        """Return the values of known keys; what is missing or unknown is recorded."""
+        known = (*required, *optional)
+        found = self.entries(at)
+        for key in [key for key in found if key not in known]:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean “{close[0]}”?" if close else f"known here: {', '.join(known)}."
+            self.fail(found.pop(key), f"This key is unknown; {hint}")
+        if isinstance(at.node, yaml.MappingNode):
+            for key in [key for key in required if key not in found]:
+                self.fail(at, f"The key “{key}” is missing; add it.")
+        return found
+
+    def entries(self, at: _At, *, names: bool = False) -> dict[str, _At]:
+        """Return the values of a mapping by key; ``names``: the keys are chosen by the author and must be names."""
+        found: dict[str, _At] = {}
+        if not isinstance(at.node, yaml.MappingNode):
+            self.fail(at, "This must be a block of “key: value” lines, indented below its own key.")
+            return found
+        for key_node, value in at.node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _STR:
+                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+                self.fail(_At(key_node, line, _join(at.where, shown)), "This key is not text; put it in quotes.")
+                continue
+            key = key_node.value
+            here = _At(value, line, _join(at.where, key))
+            if key in found:
+                self.fail(here, f"This key stands here twice (first in line {found[key].line}); remove one.")
+                continue
+            if names and not NAME.fullmatch(key):
+                self.fail(here, "A name is 1 to 40 of a-z, 0-9 and -, and does not begin with -; rename it.")
+            found[key] = here
+        return found
+
+    def text_of(self, at: _At | None, most: int, *, is_title: bool = False) -> str:
+        """Read words; a title is one line and has no angle brackets, because it stands inside Slack's markup."""
+        if at is None:
+            return ""
+        words = self._scalar(at).strip()
+        if len(words) > most:
+            self.fail(at, f"This is {len(words)} characters; write at most {most}.")
+        elif is_title and any(c in "<>" or unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} for c in words):
+            self.fail(at, "A title is one line without < and >; reword it.")
+        else:
+            return words
+        return ""
+
+    def match(self, at: _At | None, pattern: re.Pattern[str], sentence: str) -> str:
+        """Read a word of a fixed form."""
+        word = self._scalar(at) if at is not None else ""
+        if at is None or not word or pattern.fullmatch(word):
+            return word
+        self.fail(at, sentence)
+        return ""
+
+    def number(self, at: _At | None, least: int, most: int) -> int:
+        """Read a whole number written in plain digits (YAML would also take 0x10, 1_0 and 1:30)."""
+        if at is None:
+            return 0
+        node = at.node
+        is_plain = (
+            isinstance(node, yaml.ScalarNode) and node.tag == _INT and re.fullmatch("0|[1-9][0-9]{0,8}", node.value)
+        )
+        if is_plain and least <= int(node.value) <= most:
+            return int(node.value)
+        self.fail(at, f"This must be a whole number from {least} to {most}, in plain digits and without quotes.")
+        return 0
+
+    def span(self, at: _At | None, least: timedelta, most: timedelta) -> timedelta:
+        """Read a duration."""
+        if at is None:
+            return timedelta(0)
+        if isinstance(at.node, yaml.ScalarNode) and at.node.tag != _NULL:
+            try:
+                span = parse_duration(at.node.value)
+            except ValueError as error:
+                self.fail(at, str(error))
+                return timedelta(0)
+            if least <= span <= most:
+                return span
+            self.fail(at, f"This must be from {say_duration(least)} to {say_duration(most)}.")
+            return timedelta(0)
+        self.fail(at, "Write a duration as 90s, 15m, 2h, 3d or 1h30m.")
+        return timedelta(0)
+
+    def names(self, at: _At | None) -> tuple[str, ...]:
+        """Read a list of user ids and groups: not empty, none twice."""
+        if at is None:
+            return ()
+        if not isinstance(at.node, yaml.SequenceNode):
+            self.fail(at, 'This must be a list, such as [U0123ABCD, "@security"].')
+            return ()
+        if not at.node.value:
+            self.fail(at, "This list is empty, so nobody could ever do it; name at least one user id or user group.")
+        found: dict[str, None] = {}
+        for number, node in enumerate(at.node.value):
+            here = _At(node, node.start_mark.line + 1, f"{at.where}[{number}]")
+            name = self._scalar(here)
+            if not name:
+                continue
+            if name in found:
+                self.fail(here, f"{name} is listed twice; remove one.")
+            elif USER.fullmatch(name) or GROUP.fullmatch(name):
+                found[name] = None
+            else:
+                self.fail(
+                    here, 'Write a user id (U…), a user-group id (S…) or a user-group handle in quotes ("@name").'
+                )
+        return tuple(found)
+
+    def _scalar(self, at: _At) -> str:
+        node = at.node
+        if not isinstance(node, yaml.ScalarNode) or (node.tag not in {_STR, _NULL}):
+            self.fail(at, "This must be text; put it in quotes.")
+        elif node.tag == _NULL or not node.value.strip():
+            self.fail(at, "This is empty; fill it in.")
+        else:
+            return str(node.value)
+        return ""
+
+    # The policy.
+
+    def policy(self) -> Policy | None:
+        """Read the whole file; what it returns counts only when no problem was recorded."""
+        node = self.root()
+        if node is None:
+            return None
+        lists = ("leadership", "security", "reviewers", "auditors")
+        top = self.mapping(_At(node, 1, ""), ("version", "incident_channel", *lists, "review_within", "accounts"))
+        if "version" in top:
+            self.number(top["version"], 1, 1)
+        accounts = {}
+        if (at := top.get("accounts")) is not None:
+            entries = self.entries(at, names=True)
+            if isinstance(at.node, yaml.MappingNode) and not at.node.value:
+                self.fail(at, "There is no account; add at least one.")
+            accounts = {name: self.account(name, value) for name, value in entries.items()}
+        channel = "Write the channel's id (C…), found at the bottom of its details in Slack; a name may change."
+        return Policy(
+            incident_channel=self.match(top.get("incident_channel"), _CHANNEL, channel),
+            leadership=self.names(top.get("leadership")),
+            security=self.names(top.get("security")),
+            reviewers=self.names(top.get("reviewers")),
+            auditors=self.names(top.get("auditors")),
+            review_within=self.span(top.get("review_within"), timedelta(seconds=1), timedelta(days=90)),
+            accounts=MappingProxyType(accounts),
+            text=self.text,
+            hash=hashlib.sha256(self.text.encode(errors="replace")).hexdigest(),
+        )
+
+    def account(self, name: str, at: _At) -> Account:
+        found = self.mapping(
+            at, ("title", "system", "owner", "custodians", "responders", "thresholds", "standard_path", "levels")
+        )
+        custodians = self.names(found.get("custodians"))
+        thresholds, levels = {}, {}
+        if (below := found.get("thresholds")) is not None:
+            entries = self.entries(below, names=True)
+            if isinstance(below.node, yaml.MappingNode) and not 1 <= len(below.node.value) <= 20:
+                self.fail(below, "Document 1 to 20 thresholds: without one, no use could ever be judged.")
+            thresholds = {key: Threshold(key, self.text_of(value, 300)) for key, value in entries.items()}
+        if (below := found.get("levels")) is not None:
+            entries = self.entries(below, names=True)
+            if isinstance(below.node, yaml.MappingNode) and not 1 <= len(below.node.value) <= 20:
+                self.fail(below, "Give an account 1 to 20 levels.")
+            read = {key: self.level(key, value, custodians) for key, value in entries.items()}
+            levels = {key: level for key, level in read.items() if level is not None}
+        owner = "The owner is one accountable person: write a user id (U…)."
+        return Account(
+            name=name,
+            title=self.text_of(found.get("title"), 75, is_title=True),  # Slack shows 75 characters of an option
+            system=self.text_of(found.get("system"), 300),
+            owner=self.match(found.get("owner"), USER, owner),
+            custodians=custodians,
+            responders=self.names(found.get("responders")),
+            thresholds=MappingProxyType(thresholds),
+            standard_path=self.text_of(found.get("standard_path"), 1000),
+            levels=MappingProxyType(levels),
+        )
+
+    def level(self, name: str, at: _At, custodians: tuple[str, ...]) -> Level | None:
+        times = ("quorum", "longest", "default", "answer_within")
+        found = self.mapping(at, ("title", *_SETTINGS, *times), ("open_within",))
+        settings = self.settings(found)
+        quorum = self.number(found.get("quorum"), 1, 100)
+        if quorum and custodians and quorum > len(custodians) and all(USER.fullmatch(c) for c in custodians):
+            self.fail(
+                found["quorum"],
+                f"The quorum is {quorum}, but only {len(custodians)} custodians are named; name more or ask for fewer.",
+            )
+        longest = self.span(found.get("longest"), SHORTEST, LONGEST)
+        default = self.span(found.get("default"), SHORTEST, LONGEST)
+        if longest and default > longest:
+            self.fail(found["default"], f"The default is longer than the longest time, {say_duration(longest)}.")
+        second, day = timedelta(seconds=1), timedelta(days=1)
+        opening = found.get("open_within")
+        title = self.text_of(found.get("title"), 75, is_title=True)
+        answer_within = self.span(found.get("answer_within"), second, day)
+        open_within = self.span(opening, second, day) if opening is not None else OPEN_WITHIN
+        if settings is None:
+            return None
+        return Level(
+            name=name,
+            title=title,
+            settings=settings,
+            quorum=quorum,
+            longest=longest,
+            default=default,
+            answer_within=answer_within,
+            open_within=open_within,
+        )
+
+    def settings(self, found: Mapping[str, _At]) -> LevelSettings | None:
+        """Read the engine's settings; what is wrong with one does not hide what is wrong with another."""
+        port = self.number(found.get("port"), 1, 65535)
+        words = {key: self._scalar(found[key]) for key in _SETTINGS if key in found and key != "port"}
+        engine = words.get("engine", "")
+        if engine and engine not in self.engines:
+            self.fail(found["engine"], f"There is no such engine; the engines are: {', '.join(sorted(self.engines))}.")
+            return None
+        # A good value stands in for what is absent or was already reported.
+        standing = (
+            dict.fromkeys(_SETTINGS, "x") | {"engine": next(iter(ENGINES))} | {k: w for k, w in words.items() if w}
+        )
+        try:
+            return LevelSettings(
+                engine=standing["engine"],
+                mount=standing["mount"],
+                vault_role=standing["role"],
+                token_role=standing["token_role"],
+                host=standing["host"],
+                port=port or 1,
+                database=standing["database"],
+            )
+        except Invalid as error:
+            for name, sentence in error.fields.items():
+                self.fail(found["role" if name == "vault_role" else name], f"{sentence} Correct it.")
+            return None
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _not_yaml(error: yaml.MarkedYAMLError) -> str:
+    what = " ".join(part for part in (error.context, error.problem) if part)
+    if "'@'" in what:
+        return 'A name that begins with @ must stand in quotes: "@security".'
+    if "'\\t'" in what:
+        return "Indent with spaces, not with tabs."
+    return f"This is not YAML: {what}."
