@@ -346,6 +346,7 @@ class OpenBao(_Part):
 
     def _config(self) -> str:
         quote = json.dumps  # HCL strings are written as JSON's
+        cluster = f"{HOST}:{free_port()}"
         if self.persistent:
             data = self.directory / "raft"
             data.mkdir(mode=0o700, exist_ok=True)
@@ -361,11 +362,11 @@ class OpenBao(_Part):
                 'listener "tcp" {',
                 f'  address = "{HOST}:{self.port}"',
                 # Left out, it would be the next port up, which may be somebody else's.
-                f'  cluster_address = "{HOST}:{free_port()}"',
+                f'  cluster_address = "{cluster}"',
                 "  tls_disable = true",
                 "}",
                 f'api_addr = "{self.addr}"',
-                f'cluster_addr = "http://{HOST}:{free_port()}"',
+                f'cluster_addr = "https://{cluster}"',
                 # The device can only be declared here: OpenBao refuses to enable one over its API.
                 'audit "file" "main" {',
                 "  options {",

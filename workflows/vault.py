@@ -1,0 +1,468 @@
+"""What does the bot say to Vault (HashiCorp Vault or OpenBao), and what can it believe of the answer?
+
+The only file that imports hvac.
+
+Rules
+-----
+* A lease is a child of the token that read it and dies with it. So a grant is one orphan child token, which alone reads
+  its credential; its accessor is the kill switch, and the bot's own token is never the parent of a grant.
+* Two kinds of failure leave this file: :class:`Unavailable` (sealed, unreachable, overloaded, time-out, an internal
+  error: try again) and :class:`VaultRefused` (a lasting no). What Vault did not clearly say counts as not said:
+  only the sentence "no such accessor" means that a token is gone.
+* No error carries a token, a secret or an exception of hvac or requests: those hold the request, and with it the token
+  in its headers. Hence errors are raised outside ``except`` blocks, where they get no ``__context__``.
+* Every call has an end: 2 s to connect, 5 s to answer.
+* Threads share nothing but the token: one connection pool per thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import requests
+from hvac.adapters import RawAdapter
+
+from workflows.errors import Unavailable, VaultRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CONNECT_TIMEOUT: Final = 2.0  # seconds
+READ_TIMEOUT: Final = 5.0  # seconds
+LOOK_AT_LEAST_EVERY: Final = timedelta(minutes=5)  # how often the bot's own token is looked at
+
+# A response-wrapping token stands in the LIST of its role among the leases: "h" and 64 hexadecimal digits.
+_WRAPPING_KEY_LENGTH: Final = 65
+
+
+@dataclass(frozen=True, slots=True)
+class ChildToken:
+    """A grant's own token. ``ttl`` counts from its creation, by Vault's clock."""
+
+    accessor: str
+    token: str = field(repr=False)
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """What a child token read. ``lease_duration`` is the lease's own; the child's end comes first."""
+
+    data: Mapping[str, Any] = field(repr=False)
+    lease_id: str
+    lease_duration: timedelta
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease as Vault knows it. ``ttl`` is zero or less when it is over and waits for its revocation."""
+
+    lease_id: str
+    issue_time: datetime
+    expire_time: datetime | None
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What ``sys/health`` says; it answers without a token, also when sealed."""
+
+    initialized: bool
+    sealed: bool
+    standby: bool
+    version: str
+    server_time: datetime
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can issue and revoke."""
+        return self.initialized and not self.sealed
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An HTTP answer: its status, its JSON, and Vault's own words when it said no."""
+
+    status: int
+    body: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        data = self.body.get("data")
+        return data if isinstance(data, dict) else {}
+
+    @property
+    def words(self) -> str:
+        """Vault's errors in one line without the ornaments of its error lists."""
+        errors = self.body.get("errors")
+        lines = "\n".join(str(one) for one in errors).splitlines() if isinstance(errors, list) else []
+        kept = (line.strip().removeprefix("* ") for line in lines)
+        return "; ".join(line for line in kept if line and not line.endswith("occurred:"))[:300]
+
+
+class Vault:
+    """Plain calls to one Vault, safe to share between threads.
+
+    Either an AppRole (``role_id``, ``secret_id``) or a ``token``. With an AppRole the bot logs in by itself, at the
+    first call and again whenever its token is gone. ``ca_file`` is a bundle of certificates for a private authority.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        role_id: str = "",
+        secret_id: str = "",
+        token: str = "",
+        approle_mount: str = "approle",
+        namespace: str | None = None,
+        ca_file: str | None = None,
+    ) -> None:
+        if not token and not (role_id and secret_id):
+            raise VaultRefused("The bot has no way to log in to Vault: give a role id with a secret id, or a token.")
+        self._address = address
+        self._role_id = role_id
+        self._secret_id = secret_id
+        self._token = token
+        self._approle_mount = approle_mount
+        self._namespace = namespace
+        self._ca_file = ca_file
+        self._login_turn = threading.Lock()
+        self._look_next: datetime | None = None
+        self._of_thread = threading.local()
+
+    def __repr__(self) -> str:
+        return f"Vault({self._address!r})"
+
+    # ------------------------------------------------------------------------------------------------ a grant's life
+
+    def open_child(
+        self, token_role: str, ttl: timedelta, *, display_name: str, metadata: Mapping[str, str]
+    ) -> ChildToken:
+        """Create a grant's own token through ``auth/token/create/<token_role>``.
+
+        It ends after ``ttl`` (whole seconds) whatever happens, cannot be renewed and has only the policies of its role.
+        The display name reaches the user name at the target. Raises Unavailable, VaultRefused.
+        """
+        seconds = _whole_seconds(ttl)
+        answer = self._own(
+            "post",
+            f"auth/token/create/{token_role}",
+            {
+                "ttl": seconds,
+                "explicit_max_ttl": seconds,
+                "renewable": False,
+                "no_default_policy": True,
+                "display_name": display_name,
+                "meta": dict(metadata),
+            },
+        )
+        self._must(answer, f"create a token with the role {token_role!r}")
+        auth = answer.body.get("auth")
+        if not isinstance(auth, dict) or not auth.get("client_token") or not auth.get("accessor"):
+            raise Unavailable("Vault's answer to a new token has no token in it.")
+        return ChildToken(str(auth["accessor"]), str(auth["client_token"]), timedelta(seconds=auth["lease_duration"]))
+
+    def read_as(self, child: ChildToken, path: str) -> Secret:
+        """Read ``path`` (such as ``database/creds/orders-ro``) with the grant's own token.
+
+        Raises Unavailable, also when the target behind the engine does not answer, and VaultRefused.
+        """
+        answer = self._send(child.token, "get", path)
+        self._must(answer, f"read {path!r}", quiet=True)
+        body = answer.body
+        lease_id = str(body.get("lease_id") or "")
+        if not answer.data or not lease_id:
+            # A static role answers without a lease: nothing would ever take that credential back.
+            raise VaultRefused(f"Vault gave no lease for {path!r}, so that what it gave could not be taken back.")
+        return Secret(
+            answer.data, lease_id, timedelta(seconds=body.get("lease_duration") or 0), str(body.get("request_id"))
+        )
+
+    def revoke_accessor(self, accessor: str) -> None:
+        """End a grant's token and put its leases up for revocation; one that is gone already is fine.
+
+        The answer comes **before** the leases are gone: confirm with :meth:`leases`. Raises Unavailable, VaultRefused.
+        """
+        answer = self._own("post", "auth/token/revoke-accessor", {"accessor": accessor})
+        if not _is_unknown_accessor(answer):
+            self._must(answer, "revoke a token by its accessor")
+
+    def accessor_is_gone(self, accessor: str) -> bool:
+        """Whether Vault no longer knows the token. Raises Unavailable, VaultRefused."""
+        answer = self._own("post", "auth/token/lookup-accessor", {"accessor": accessor})
+        if _is_unknown_accessor(answer):
+            return True
+        self._must(answer, "look up a token by its accessor")
+        return False
+
+    # ------------------------------------------------------------------------------------------------------- leases
+
+    def leases(self, prefix: str) -> frozenset[str]:
+        """Return the full ids of the leases under ``prefix`` (such as ``database/creds/orders-ro``).
+
+        That includes those that are over and whose revocation has not succeeded. Raises Unavailable, VaultRefused.
+        """
+        prefix = prefix.strip("/")
+        answer = self._own("list", f"sys/leases/lookup/{prefix}/")
+        if answer.status == 404 and not answer.words:
+            return frozenset()  # an empty list is a 404 without a word
+        self._must(answer, f"list the leases under {prefix!r}")
+        keys = answer.data.get("keys")
+        if not isinstance(keys, list):
+            raise Unavailable(f"Vault's list of the leases under {prefix!r} has no list in it.")
+        return frozenset(f"{prefix}/{key}" for key in map(str, keys) if not _is_wrapping(key))
+
+    def lease(self, lease_id: str) -> Lease | None:
+        """Look one lease up; None when Vault does not know it. Raises Unavailable, VaultRefused."""
+        answer = self._own("put", "sys/leases/lookup", {"lease_id": lease_id})
+        if answer.status == 400 and "invalid lease" in answer.words:
+            return None
+        self._must(answer, "look up a lease")
+        issued = _time(answer.data.get("issue_time"))
+        if issued is None:
+            raise Unavailable("Vault's answer about a lease has no issue time in it.")
+        return Lease(
+            str(answer.data.get("id") or lease_id),
+            issued,
+            _time(answer.data.get("expire_time")),
+            timedelta(seconds=answer.data.get("ttl") or 0),
+        )
+
+    def revoke_lease(self, lease_id: str, *, sync: bool) -> None:
+        """Revoke one lease; an unknown one is fine.
+
+        ``sync=True`` answers when the credential is gone and raises Unavailable when the target did not do it, without
+        queueing a retry; ``sync=False`` queues it. Raises Unavailable, VaultRefused.
+        """
+        answer = self._own("put", "sys/leases/revoke", {"lease_id": lease_id, "sync": sync})
+        if answer.status == 400 and "failed to revoke" in answer.words:
+            raise Unavailable("Vault could not take the credential back at its target; it is tried again.")
+        self._must(answer, "revoke a lease")
+
+    def irrevocable(self) -> frozenset[str]:
+        """Return the ids of leases that Vault has given up revoking: only a synchronous revocation ends them.
+
+        Raises Unavailable, VaultRefused.
+        """
+        answer = self._own("get", "sys/leases", params={"type": "irrevocable"})
+        self._must(answer, "list the irrevocable leases")
+        found = answer.data.get("leases")
+        if not isinstance(found, list):
+            return frozenset()
+        return frozenset(str(one["lease_id"]) for one in found if isinstance(one, dict) and one.get("lease_id"))
+
+    # ------------------------------------------------------------------------------------------------------ checks
+
+    def health(self) -> Health:
+        """Ask how Vault is. Raises Unavailable when nobody answers."""
+        # The codes say what the body says; by default a standby or a sealed server is an HTTP error.
+        answer = self._send("", "get", "sys/health", params={"standbyok": "true", "sealedcode": 200, "uninitcode": 200})
+        if "sealed" not in answer.body:
+            raise Unavailable(f"What answers at {self._address} is not Vault.")
+        said = answer.body
+        return Health(
+            initialized=bool(said.get("initialized")),
+            sealed=bool(said.get("sealed")),
+            standby=bool(said.get("standby")),
+            version=str(said.get("version", "")),
+            server_time=datetime.fromtimestamp(int(said.get("server_time_utc", 0)), UTC),
+        )
+
+    def capabilities(self, path: str, *, accessor: str | None = None) -> frozenset[str]:
+        """Return what the bot's token may do at ``path``, or the token with that accessor: "read", "list", "deny" …
+
+        Raises Unavailable, VaultRefused.
+        """
+        if accessor is None:
+            answer = self._own("post", "sys/capabilities-self", {"paths": [path]})
+        else:
+            answer = self._own("post", "sys/capabilities-accessor", {"paths": [path], "accessor": accessor})
+        self._must(answer, "ask for capabilities")
+        found = answer.data.get(path, answer.body.get("capabilities"))
+        return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
+
+    # --------------------------------------------------------------------------------------------- the bot's own token
+
+    def log_in(self) -> None:
+        """Log in now instead of at the first call; a given token is only looked at. Raises Unavailable."""
+        if self._role_id:
+            self._log_in(stale=self._token)
+        elif self._is_dead(self._token):
+            raise Unavailable("Vault does not accept the bot's token any more: give it a new one.")
+
+    def keep_alive(self, now: datetime) -> None:
+        """Renew the bot's token when less than half of its life is left, or log in again when renewing is over.
+
+        Called by the scheduler; looks only as often as the token's life asks for. Raises Unavailable.
+        """
+        if self._look_next is not None and now < self._look_next:
+            return
+        if not self._token:
+            self._log_in(stale="")
+        token = self._token
+        answer = self._send(token, "get", "auth/token/lookup-self")
+        if answer.status == 403:
+            self._log_in(stale=token)
+            return  # looked at again at the next call
+        self._must(answer, "look up the bot's own token")
+        left, life = int(answer.data.get("ttl") or 0), int(answer.data.get("creation_ttl") or 0)
+        if life and left < life / 2:
+            renewed = self._send(token, "post", "auth/token/renew-self", {})
+            auth = renewed.body.get("auth")
+            left = int(auth.get("lease_duration") or 0) if isinstance(auth, dict) else left
+            if left < life / 2 and self._role_id:
+                # Its longest life is nearly over. Grants do not notice: their tokens are nobody's children.
+                self._log_in(stale=token)
+                left = life
+        wait = timedelta(seconds=left / 4) if life else LOOK_AT_LEAST_EVERY
+        self._look_next = now + min(wait, LOOK_AT_LEAST_EVERY)
+
+    def _log_in(self, *, stale: str) -> str:
+        """Get a new token unless another thread has already replaced ``stale``; returns the token to use."""
+        with self._login_turn:
+            if self._token and self._token != stale:
+                return self._token
+            if not self._role_id:
+                raise Unavailable("Vault does not accept the bot's token any more: give it a new one.")
+            answer = self._send(
+                "",
+                "post",
+                f"auth/{self._approle_mount}/login",
+                {"role_id": self._role_id, "secret_id": self._secret_id},
+            )
+            if answer.status in {400, 401, 403, 404}:
+                # Unavailable, not refused: whoever operates the bot repairs this, and what was decided waits for it.
+                raise Unavailable("Vault does not accept the bot's role id and secret id: give it new ones.")
+            self._must(answer, "log in")
+            auth = answer.body.get("auth")
+            if not isinstance(auth, dict) or not auth.get("client_token"):
+                raise Unavailable("Vault's answer to the login has no token in it.")
+            self._token = str(auth["client_token"])
+            self._look_next = None
+            return self._token
+
+    def _is_dead(self, token: str) -> bool:
+        """Whether Vault does not know the bot's own token any more (its policy lets it look itself up)."""
+        answer = self._send(token, "get", "auth/token/lookup-self")
+        if answer.status == 403:
+            return True
+        self._must(answer, "look up the bot's own token")
+        return False
+
+    # -------------------------------------------------------------------------------------------------------- the wire
+
+    def _own(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, params: Mapping[str, Any] | None = None
+    ) -> _Answer:
+        """Call with the bot's own token; when that is gone, log in and call once more."""
+        token = self._token or self._log_in(stale="")
+        answer = self._send(token, method, path, body, params=params)
+        # 403 is both "you may not" and "I do not know that token".
+        if answer.status == 403 and self._is_dead(token):
+            answer = self._send(self._log_in(stale=token), method, path, body, params=params)
+        return answer
+
+    def _send(
+        self,
+        token: str,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+    ) -> _Answer:
+        """Send one request. Raises Unavailable when no answer of Vault's comes back."""
+        try:
+            response = self._adapter().request(
+                method,
+                # A "?" or "#" in a name from the policy file must not become part of the address.
+                f"/v1/{quote(path, safe='/')}",
+                headers={"X-Vault-Token": token} if token else {},
+                raise_exception=False,
+                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                json=body,
+                params=params,
+            )
+            found = response.json() if response.content.strip() else {}
+        except requests.Timeout:
+            failure = Unavailable("Vault did not answer in time.")
+        except requests.ConnectionError:
+            failure = Unavailable("Vault cannot be reached.")
+        except ValueError:
+            # Not JSON (a proxy's page), or an address, token or header that requests refuses to send.
+            failure = Unavailable("Vault gave no answer that can be read; check its address.")
+        except requests.RequestException:
+            failure = Unavailable("Vault cannot be asked; check its address.")
+        else:
+            return _Answer(response.status_code, found if isinstance(found, dict) else {})
+        raise failure
+
+    def _adapter(self) -> RawAdapter:
+        """Return this thread's connection to Vault."""
+        known: RawAdapter | None = getattr(self._of_thread, "adapter", None)
+        if known is None:
+            session = requests.Session()
+            # A token must not go through a proxy, nor a .netrc into a header, because a shell variable says so.
+            session.trust_env = False
+            if self._ca_file:
+                session.verify = self._ca_file
+            known = RawAdapter(self._address, token="", session=session, namespace=self._namespace)
+            self._of_thread.adapter = known
+        return known
+
+    @staticmethod
+    def _must(answer: _Answer, what: str, *, quiet: bool = False) -> None:
+        """Return when Vault did it; raise what its status means otherwise.
+
+        ``quiet`` leaves Vault's words out: the error of a database may repeat the statement with the password.
+        """
+        if answer.ok:
+            return
+        words = "" if quiet else answer.words
+        said = f" ({words})" if words else ""
+        status = answer.status
+        if status == 503:
+            raise Unavailable("Vault is sealed or not ready.")
+        if status == 429:
+            raise Unavailable("Vault is asked too often just now.")
+        if status in {400, 401, 403, 404, 405}:
+            meaning = {401: "it does not know who asks", 403: "permission denied", 404: "there is no such thing"}
+            raise VaultRefused(f"Vault refused to {what}: {meaning.get(status, 'it calls that invalid')}{said}.")
+        raise Unavailable(f"Vault failed to {what}: status {status}{said}.")
+
+
+def _whole_seconds(ttl: timedelta) -> int:
+    seconds = int(ttl.total_seconds())
+    if seconds < 1:
+        # Zero means "as long as the system allows" to Vault.
+        raise VaultRefused("A token for less than a second cannot be asked for.")
+    return seconds
+
+
+def _is_unknown_accessor(answer: _Answer) -> bool:
+    """Whether Vault said in so many words that it has no token with this accessor."""
+    return answer.status in {400, 403, 404} and "invalid accessor" in answer.words
+
+
+def _is_wrapping(key: str) -> bool:
+    return len(key) == _WRAPPING_KEY_LENGTH and key.startswith("h")
+
+
+def _time(text: object) -> datetime | None:
+    """Read Vault's RFC 3339 time; None for null and for Go's zero time."""
+    if not isinstance(text, str) or text.startswith("0001-"):
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        return None
