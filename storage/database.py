@@ -1,0 +1,371 @@
+"""Where do the rows live, and who may write now?
+
+Rules
+-----
+* Two kinds: SQLite (a file, the default) and PostgreSQL (by URL, psycopg 3). No caller sees which.
+* One writer at a time, over all threads, processes and machines. :meth:`Database.write` takes the writer's lock before
+  it reads anything: SQLite ``BEGIN IMMEDIATE``, PostgreSQL one advisory lock that ends with the transaction. So what
+  was read inside is still true at the commit, compare-and-set fails only when it should, and the log has no gap.
+* A reader sees one moment, and cannot write.
+* The log only grows: triggers refuse UPDATE, DELETE, TRUNCATE and every insert that is not the next entry.
+* Whoever follows the log is woken after the commit, and can never undo it.
+* Library errors stop here: :class:`DatabaseDown` (no answer, or a no that may pass) and :class:`Clash` (a constraint).
+  The URL holds a password, so it is in no message and no repr.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import create_engine, event, text
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.engine import URL, make_url
+from sqlmodel import Session, SQLModel
+
+from storage import models  # noqa: F401 - the tables that setup() creates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.engine import Connection, Engine, ExceptionContext
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS: Final = 5  # how long a writer waits for another one; Slack's patience is three
+_POOL_SECONDS: Final = 10
+_POSTGRESQL_LOCK: Final = 0x6272656B676C  # "brekgl": any constant that no other program takes
+_IS_WRITE: Final = "breakglass_is_write"
+
+# The parameters of a connection that must not hang when the machine behind it is gone (libpq; milliseconds for the
+# last). A writer that was frozen in mid-transaction is cut, or it would keep every other bot from writing.
+_LIBPQ: Final[dict[str, Any]] = {
+    "connect_timeout": 3,
+    "application_name": "breakglass",
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+_POSTGRESQL_SESSION: Final = (
+    f"SET lock_timeout = '{LOCK_SECONDS}s'",
+    "SET statement_timeout = '20s'",
+    "SET idle_in_transaction_session_timeout = '30s'",
+)
+
+_SQLITE_GUARDS: Final = (
+    """CREATE TRIGGER IF NOT EXISTS entry_no_update BEFORE UPDATE ON entry
+       BEGIN SELECT RAISE(ABORT, 'the log only grows: update is refused'); END""",
+    """CREATE TRIGGER IF NOT EXISTS entry_no_delete BEFORE DELETE ON entry
+       BEGIN SELECT RAISE(ABORT, 'the log only grows: delete is refused'); END""",
+    # INSERT OR REPLACE deletes without firing the DELETE trigger when recursive_triggers is off in the attacker's
+    # own connection. It must name an existing seq, and that is never the next one.
+    """CREATE TRIGGER IF NOT EXISTS entry_only_next BEFORE INSERT ON entry
+       WHEN NEW.seq IS NOT (SELECT COALESCE(MAX(seq) + 1, 0) FROM entry)
+       BEGIN SELECT RAISE(ABORT, 'the log only grows: this is not the next entry'); END""",
+)
+
+_POSTGRESQL_GUARDS: Final = (
+    """CREATE OR REPLACE FUNCTION entry_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+       BEGIN
+           RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
+               MESSAGE = 'the log only grows: ' || lower(TG_OP) || ' is refused';
+       END $$""",
+    # The table is named in full: a temporary table called "entry" must not answer in its place.
+    """CREATE OR REPLACE FUNCTION entry_check_next() RETURNS trigger LANGUAGE plpgsql AS $$
+       DECLARE following bigint;
+       BEGIN
+           EXECUTE 'SELECT COALESCE(MAX(seq) + 1, 0) FROM '
+               || quote_ident(TG_TABLE_SCHEMA) || '.' || quote_ident(TG_TABLE_NAME) INTO following;
+           IF NEW.seq IS DISTINCT FROM following THEN
+               RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
+                   MESSAGE = 'the log only grows: this is not the next entry';
+           END IF;
+           RETURN NEW;
+       END $$""",
+    """CREATE OR REPLACE TRIGGER entry_no_change BEFORE UPDATE OR DELETE ON entry
+       FOR EACH ROW EXECUTE FUNCTION entry_refuse()""",
+    """CREATE OR REPLACE TRIGGER entry_no_truncate BEFORE TRUNCATE ON entry
+       FOR EACH STATEMENT EXECUTE FUNCTION entry_refuse()""",
+    """CREATE OR REPLACE TRIGGER entry_only_next BEFORE INSERT ON entry
+       FOR EACH ROW EXECUTE FUNCTION entry_check_next()""",
+    # ALWAYS: else "SET session_replication_role = replica" walks past them.
+    "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_no_change",
+    "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_no_truncate",
+    "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_only_next",
+)
+_POSTGRESQL_GUARDS_STANDING: Final = """
+    SELECT count(*) FROM pg_trigger WHERE tgrelid = 'entry'::regclass AND tgenabled = 'A'
+    AND tgname IN ('entry_no_change', 'entry_no_truncate', 'entry_only_next')"""
+
+
+class DatabaseDown(Exception):
+    """The database did not answer, or cannot now; nothing was written unless the connection died in the commit.
+
+    ``str()`` is a plain sentence without names of machines or people.
+    """
+
+
+class Clash(Exception):
+    """A constraint or a guard of the log said no, and the transaction is gone."""
+
+
+class Write(Session):
+    """The one writing transaction. ``appended`` collects whose entries to wake the followers for ("" for none's)."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, expire_on_commit=False)
+        self.appended: set[str] = set()
+
+
+class Database:
+    """The rows and the right to write them; safe to share by threads.
+
+    ``url``: ``sqlite:///FILE``, or ``postgres://``, ``postgresql://``, ``postgresql+psycopg://``. Anything else, and
+    SQLite in memory (a log that ends with the process), is a ValueError. Nothing is opened before the first use.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = _parse(url)
+        self.kind: Final = parsed.get_backend_name()  # "sqlite" or "postgresql"
+        self.woken: Final[list[Callable[[frozenset[str]], object]]] = []
+        self._file: Final = Path(parsed.database or "") if self.kind == "sqlite" else None
+        # The lock that counts is the database's. This one lets the threads of one process queue in order, without
+        # SQLite's polling and without each holding a connection that a reader needs.
+        self._turn: Final = threading.Lock()
+        self._writer: int | None = None
+        self._engine: Final = create_engine(
+            parsed,
+            pool_size=16,
+            max_overflow=24,
+            pool_timeout=_POOL_SECONDS,
+            pool_pre_ping=self.kind == "postgresql",  # a restarted server costs no error
+            hide_parameters=True,  # what people typed does not belong into error messages
+            connect_args={"timeout": LOCK_SECONDS, "check_same_thread": False} if self.kind == "sqlite" else _LIBPQ,
+        )
+        event.listen(self._engine, "connect", _set_up_sqlite if self.kind == "sqlite" else _set_up_postgresql)
+        event.listen(self._engine, "handle_error", _translate, retval=True)
+        one_moment: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        if self.kind == "sqlite":  # a transaction of SQLite's sees one moment anyhow
+            event.listen(self._engine, "begin", _begin_sqlite)
+            one_moment = {}
+        self._reads: Final = self._engine.execution_options(**one_moment)
+        self._writes: Final = self._engine.execution_options(**{_IS_WRITE: True})
+
+    def __repr__(self) -> str:
+        return f"Database({self.kind})"
+
+    def setup(self) -> None:
+        """Create what is missing: tables, indexes, the guards of the log. Any number of processes may do so at once.
+
+        On a PostgreSQL where all of it stands, nothing is changed, so that the bot can run as a role that owns nothing.
+        """
+        if self._file is not None:
+            # Reasons and names are nobody else's business. SQLite gives its -wal and -shm the same permissions.
+            os.close(_create_private(self._file))
+            self._switch_to_wal()
+        with self._writes.begin() as connection:
+            self._lock(connection)
+            SQLModel.metadata.create_all(connection)
+            if self.kind == "sqlite":
+                for statement in _SQLITE_GUARDS:
+                    connection.exec_driver_sql(statement)
+            elif connection.scalar(text(_POSTGRESQL_GUARDS_STANDING)) != 3:
+                for statement in _POSTGRESQL_GUARDS:
+                    connection.exec_driver_sql(statement)
+
+    @contextmanager
+    def write(self) -> Iterator[Write]:
+        """Give the one writing transaction: committed at the end of the block, rolled back by any exception.
+
+        After the commit each of ``woken`` is called with the ids of the requests that entries were appended for.
+        Raises :class:`DatabaseDown`, :class:`Clash`; RuntimeError inside another ``write()`` of the same thread.
+        """
+        with self._in_turn(), _pool_errors(), Write(self._writes) as session:
+            self._lock(session.connection())
+            yield session
+            session.commit()
+        # The lock is free again: a listener may write.
+        if session.appended:
+            self._wake(frozenset(session.appended))
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Give a transaction that sees one moment and cannot write. Raises :class:`DatabaseDown`."""
+        with _pool_errors(), Session(self._reads, expire_on_commit=False) as session:
+            yield session
+
+    def ping(self) -> None:
+        """Ask for a sign of life. Raises :class:`DatabaseDown`."""
+        with self.read() as session:
+            session.connection().exec_driver_sql("SELECT 1")
+
+    def close(self) -> None:
+        """Close all connections. The object can be used again afterwards."""
+        self._engine.dispose()
+
+    def _lock(self, connection: Connection) -> None:
+        """Take the database's writer lock. With SQLite the transaction has begun with it (``BEGIN IMMEDIATE``)."""
+        if self.kind == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRESQL_LOCK})
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        me = threading.get_ident()
+        if self._writer == me:
+            raise RuntimeError("write() inside write(): the inner one would wait for the outer one for ever")
+        if not self._turn.acquire(timeout=_POOL_SECONDS):
+            raise DatabaseDown("The database is busy: others have been writing for too long.")
+        self._writer = me
+        try:
+            yield
+        finally:
+            self._writer = None
+            self._turn.release()
+
+    def _wake(self, requests: frozenset[str]) -> None:
+        for listener in tuple(self.woken):
+            try:
+                listener(requests)
+            except Exception:
+                log.exception("A follower could not be woken; it will find the entries at its next look.")
+
+    def _switch_to_wal(self) -> None:
+        """Switch the file to write-ahead logging, once and for good.
+
+        Two processes that do so at the same moment get "locked" at once, past the busy time-out: so it is tried again.
+        """
+        patience = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                with closing(sqlite3.connect(str(self._file), timeout=LOCK_SECONDS, isolation_level=None)) as raw:
+                    raw.execute("PRAGMA journal_mode = WAL")
+                return  # noqa: TRY300 - reads as the end of the loop
+            except sqlite3.DatabaseError as error:
+                if not _is_sqlite_locked(error) or time.monotonic() > patience:
+                    raise DatabaseDown(_sqlite_sentence(error)) from error
+                time.sleep(0.02)
+
+
+def _parse(url: str) -> URL:
+    """Read the URL. What it holds is never repeated, not even when it cannot be read."""
+    try:
+        parsed = make_url(url)
+    except (sa_exc.ArgumentError, ValueError):
+        raise ValueError("The database URL cannot be read; see the documentation for its form.") from None
+    if parsed.drivername in {"postgres", "postgresql", "postgresql+psycopg"}:
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername != "sqlite":
+        raise ValueError("The database URL must begin with sqlite:/// or postgresql://.")
+    if not parsed.database or parsed.database.startswith((":memory:", "file:")) or parsed.query:
+        raise ValueError("The SQLite URL must name a file, without options: sqlite:///breakglass.db")
+    return parsed
+
+
+def _create_private(file: Path) -> int:
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise DatabaseDown("The database file cannot be opened or created.") from error
+
+
+@contextmanager
+def _pool_errors() -> Iterator[None]:
+    """Translate the one library error that does not pass ``handle_error``: no connection became free in time."""
+    try:
+        yield
+    except sa_exc.TimeoutError as error:
+        raise DatabaseDown("The database is busy: no connection became free.") from error
+
+
+def _set_up_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # the driver would begin transactions by itself, and too late
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", "recursive_triggers = ON", "trusted_schema = OFF"):
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    is_write = connection.get_execution_options().get(_IS_WRITE, False)
+    connection.exec_driver_sql(f"PRAGMA query_only = {0 if is_write else 1}")
+    # IMMEDIATE, or a writer reads first and then loses the upgrade to another one (21 of 160 did).
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+
+def _set_up_postgresql(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    for statement in _POSTGRESQL_SESSION:
+        cursor.execute(statement)
+    cursor.close()
+    connection.commit()
+
+
+def _translate(context: ExceptionContext) -> BaseException | None:
+    """Turn a library error into ours, wherever it comes up: at connecting, in a flush, at the commit."""
+    if context.is_pre_ping:
+        return None  # the pool's own business: it opens a new connection
+    error = context.original_exception
+    found = context.sqlalchemy_exception
+    if isinstance(found, sa_exc.IntegrityError):
+        return Clash(_reason(error))
+    if isinstance(error, sqlite3.Error):
+        is_mistake = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) in {
+            sqlite3.SQLITE_ERROR,
+            sqlite3.SQLITE_MISUSE,
+        }
+        if is_mistake and "no such table" not in str(error):
+            return None  # wrong SQL is our mistake, not the database's
+        return DatabaseDown(_sqlite_sentence(error))
+    if getattr(error, "sqlstate", None) == "42P01":  # undefined_table
+        return DatabaseDown("The database has no tables yet.")
+    if isinstance(found, sa_exc.OperationalError) or context.is_disconnect:
+        return DatabaseDown(_postgresql_sentence(getattr(error, "sqlstate", None)))
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """Say which rule was broken, without the row's contents (PostgreSQL's detail repeats them)."""
+    diagnosis = getattr(error, "diag", None)
+    if diagnosis is not None:
+        return str(diagnosis.message_primary or "a constraint was broken")
+    return str(error)
+
+
+def _is_sqlite_locked(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def _sqlite_sentence(error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if _is_sqlite_locked(error):
+        return "The database is busy: others have been writing for too long."
+    if "no such table" in str(error):
+        return "The database has no tables yet."
+    return {
+        sqlite3.SQLITE_FULL: "The database cannot be written: the disk is full.",
+        sqlite3.SQLITE_READONLY: "The database cannot be written: it is read-only here.",
+        sqlite3.SQLITE_CANTOPEN: "The database file cannot be opened.",
+        sqlite3.SQLITE_NOTADB: "The database file is not an SQLite database.",
+        sqlite3.SQLITE_CORRUPT: "The database file is damaged.",
+    }.get(code, "The database file cannot be read or written.")
+
+
+def _postgresql_sentence(sqlstate: str | None) -> str:
+    match sqlstate:
+        case "55P03" | "57014" | "53300":  # lock_not_available, query_canceled, too_many_connections
+            return "The database is busy: others have been writing for too long."
+        case "28P01" | "28000" | "3D000":  # wrong password, not let in, no such database
+            return "The database does not let the bot in."
+        case "53100":
+            return "The database cannot be written: its disk is full."
+        case _:
+            return "The database does not answer."
