@@ -1,0 +1,244 @@
+"""How does a request change? Through here only.
+
+Every state is written by :meth:`Turn.move`, in one database transaction that checks the row of ``TRANSITIONS``,
+compares and sets the version, and appends the entry. No entry, no change; no change, no entry.
+
+Rules
+-----
+* Facts about people are gathered before the transaction (they come over the network) and judged inside it.
+* A refusal is an entry too, in a transaction of its own, since the one that it refused was rolled back. Wrong words
+  (:class:`Invalid`) are not: nothing was attempted.
+* ``now`` is an argument; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlmodel import col, select, update
+
+from storage.audit import SYSTEM, Actor, append
+from storage.database import Clash, DatabaseDown
+from storage.models import Answer, Decision, Grant, Request, Review, State
+from workflows.errors import Conflict, Invalid, Refused, Unavailable
+from workflows.lifecycle import Action, Role, step
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from sqlmodel import Session
+
+    from storage.database import Database, Write
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A request with everything that was said and done about it, detached from the database."""
+
+    request: Request
+    decisions: tuple[Decision, ...]
+    grants: tuple[Grant, ...]
+    review: Review | None
+
+    @property
+    def state(self) -> State:
+        """The request's state."""
+        return State(self.request.state)
+
+    @property
+    def approvers(self) -> tuple[str, ...]:
+        """User ids of the custodians who approved, in order."""
+        return tuple(d.person for d in self.decisions if d.answer == Answer.APPROVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One transaction on one request: its row as it is now, under the writer's lock."""
+
+    session: Write
+    row: Request
+    now: datetime
+
+    @property
+    def state(self) -> State:
+        """The request's state, as of the last move."""
+        return State(self.row.state)
+
+    def decisions(self) -> list[Decision]:
+        """Return what the custodians said, in order."""
+        return decisions_of(self.session, self.row.id)
+
+    def grants(self) -> list[Grant]:
+        """Return the credentials, in order."""
+        return grants_of(self.session, self.row.id)
+
+    def move(
+        self,
+        action: Action,
+        actor: Actor = SYSTEM,
+        held: Collection[Role] = (Role.SYSTEM,),
+        *,
+        policy: str | None = None,
+        data: Mapping[str, Any] | None = None,
+        **changes: Any,  # noqa: ANN401 - columns have many types
+    ) -> None:
+        """Make one move: the table's row, compare-and-set, the entry. Nothing else writes a state.
+
+        ``changes`` are further columns of the request. Raises :class:`Conflict` or :class:`NotAllowed` from the table,
+        and :class:`Conflict` when the row's version is no longer the one read.
+        """
+        row = self.row
+        opening = action is Action.OPEN
+        move = step(None if opening else self.state, action, held, request=row.id)
+        version = row.version if opening else row.version + 1
+        entry = append(
+            self.session,
+            event=action.value,
+            at=self.now,
+            actor=actor,
+            request_id=row.id,
+            source=move.source.value if move.source else None,
+            target=move.target.value,
+            version=version,
+            policy=policy or row.policy_hash,
+            data=_plain(data or {}),
+        )
+        values: dict[str, Any] = {"state": move.target.value, "version": version, "last_seq": entry.seq, **changes}
+        if not move.is_self:
+            values |= {"state_version": version, "state_at": self.now}
+        done = self.session.exec(
+            update(Request).where(col(Request.id) == row.id, col(Request.version) == row.version).values(**values)
+        )
+        if done.rowcount != 1:
+            raise Conflict(f"{row.id} was changed by somebody else at the same moment. Look at it again.", code="raced")
+        self.session.refresh(row)
+
+    def look_again(self, due_at: datetime | None) -> None:
+        """Set when the tick must next look at the request: no change of it, so no entry."""
+        self.session.exec(update(Request).where(col(Request.id) == self.row.id).values(due_at=due_at))
+        self.session.refresh(self.row)
+
+    def close(self, grant: Grant) -> None:
+        """Write down that nothing of a credential is left; the caller makes the move that says so."""
+        grant.ended_at = self.now
+        self.session.add(grant)
+        self.session.flush()
+
+
+class Door:
+    """Opens turns, keeps refusals, and turns the database's errors into sentences."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def case(self, request_id: str) -> Case:
+        """Return the request and its records; raises :class:`Invalid` when there is none of that name."""
+        with self._read() as session:
+            return case_of(session, request_id)
+
+    def record(
+        self, event: str, actor: Actor, data: Mapping[str, Any], *, request_id: str | None = None, now: datetime
+    ) -> None:
+        """Append an entry that changes no state (an export, say)."""
+        with self._write() as session:
+            _append(session, request_id, event=event, actor=actor, at=now, data=data)
+
+    @contextmanager
+    def turn(self, request_id: str, *, now: datetime) -> Iterator[Turn]:
+        """Begin a transaction on one request; it commits at the end of the block."""
+        with self._write() as session:
+            row = session.get(Request, request_id)
+            if row is None:
+                raise Conflict(f"There is no request {request_id}.", code="unknown_request")
+            yield Turn(session, row, now)
+
+    @contextmanager
+    def attempt(
+        self,
+        actor: Actor,
+        action: Action | str,
+        request_id: str | None = None,
+        *,
+        about: Mapping[str, Any] | None = None,
+        now: datetime,
+    ) -> Iterator[None]:
+        """Put a refusal on record and let it pass on to the person."""
+        try:
+            yield
+        except Invalid:
+            raise
+        except Refused as refused:
+            with self._write() as session:
+                known = request_id is not None and session.get(Request, request_id) is not None
+                data = {"said": refused.sentence, **(about or {})}
+                if request_id is not None and not known:
+                    data["asked_for"] = request_id[:40]
+                _append(
+                    session,
+                    request_id if known else None,
+                    event=action.value if isinstance(action, Action) else action,
+                    actor=actor,
+                    at=now,
+                    refused=refused.reason,
+                    data=data,
+                )
+            raise
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with _database_errors(), self.database.read() as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Write]:
+        with _database_errors(), self.database.write() as session:
+            yield session
+
+
+def case_of(session: Session, request_id: str) -> Case:
+    """Read a case; raises :class:`Invalid` when there is none of that name."""
+    row = session.get(Request, request_id)
+    if row is None:
+        raise Invalid(f"There is no request {request_id[:40]}. Check the number; it looks like BG-7KQ2.")
+    return Case(
+        row, tuple(decisions_of(session, row.id)), tuple(grants_of(session, row.id)), session.get(Review, row.id)
+    )
+
+
+def decisions_of(session: Session, request_id: str) -> list[Decision]:
+    """Return a request's decisions, in order."""
+    return list(session.exec(select(Decision).where(Decision.request_id == request_id).order_by(col(Decision.id))))
+
+
+def grants_of(session: Session, request_id: str) -> list[Grant]:
+    """Return a request's credentials, in order."""
+    return list(session.exec(select(Grant).where(Grant.request_id == request_id).order_by(col(Grant.number))))
+
+
+def _append(session: Write, request_id: str | None, *, data: Mapping[str, Any], **entry: Any) -> None:  # noqa: ANN401
+    """Append an entry that moves nothing, and let the request's followers see it."""
+    appended = append(session, request_id=request_id, data=_plain(data), **entry)
+    if request_id is not None:
+        session.exec(update(Request).where(col(Request.id) == request_id).values(last_seq=appended.seq))
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    try:
+        yield
+    except DatabaseDown as down:
+        raise Unavailable(f"The database does not answer, so nothing was changed. Try again. ({down})") from None
+    except Clash:
+        raise Conflict("Somebody else did this at the same moment. Look at the newest card.", code="raced") from None
+
+
+def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn times into text and leave out what is not known: the log holds plain JSON."""
+    return {
+        key: value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
+        for key, value in data.items()
+        if value is not None
+    }
