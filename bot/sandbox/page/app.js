@@ -37,7 +37,7 @@ const ICONS = {
   send: "M4 12l16-8-6 16-3-7z", reply: "M4 5h16v11H10l-5 4v-4H4z", lock: "M6 11h12v9H6zM8 11V8a4 4 0 018 0v3",
   hash: "M9 4L7 20M17 4l-2 16M4 9h16M3.5 15h16", home: "M4 11l8-7 8 7v9h-5v-6H9v6H4z", warn: "M12 4l9 16H3zM12 10v4M12 17h.01",
   file: "M6 3h8l4 4v14H6zM14 3v4h4", check: "M5 13l4 4L19 7", eye: "M2 12s4-7 10-7 10 7 10 7-4 7-10 7S2 12 2 12zM12 9a3 3 0 100 6 3 3 0 000-6z",
-  copy: "M8 8h12v12H8zM16 8V4H4v12h4",
+  pin: "M9 4h6l-1 6 3 3H7l3-3zM12 13v7", copy: "M8 8h12v12H8zM16 8V4H4v12h4",
 };
 function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -475,8 +475,9 @@ function valueOf(ctx, block, element) {
     const now = Array.isArray(kept[field]) ? kept[field].map(find).filter(Boolean) : kept[field] && find(kept[field]);
     if (kept[field] === null || Array.isArray(now) || now) { kept[field] = now ?? null; return kept; }
   }
-  const many = field.endsWith("s");
-  const value = { type: element.type, [field]: element[INITIAL[field]] ?? (many ? [] : null) };
+  // After a reload the server still knows what was last sent to it.
+  const many = field.endsWith("s"), sent = ctx.view?.state?.values?.[block.block_id]?.[element.action_id];
+  const value = { type: element.type, [field]: (sent?.type === element.type ? sent[field] : element[INITIAL[field]]) ?? (many ? [] : null) };
   if (Array.isArray(value[field])) value[field] = [...value[field]];
   values.set(key, value);
   return value;
@@ -759,10 +760,11 @@ class Pane {
     this.draw();
     if (!keep) this.toEnd();
   }
+  shut() { Object.assign(this, { channel: null, thread: null, messages: new Map(), loading: this.loading + 1 }); this.list.replaceChildren(); }
   has(message) {
     if (message.channel !== this.channel) return false;
     if (this.thread) return message.ts === this.thread || message.thread_ts === this.thread;
-    return !isReply(message) || message.subtype === "thread_broadcast" || Boolean(message.reply_broadcast);
+    return !isReply(message) || Boolean(message.broadcast);
   }
   put(message) {
     if (!this.has(message)) return;
@@ -814,6 +816,7 @@ class Pane {
     const items = [
       grouped ? part("time", message.ts, () => el("span", { class: "gutter", text: clock(date), "aria-hidden": "true" })) : part("avatar", [message.user, name], () => avatar(message.user, name)),
       message.ephemeral ? part("only-you", 0, () => el("p", { class: "only-you" }, icon("eye"), "Only visible to you")) : null,
+      message.pinned ? part("pinned", 0, () => el("p", { class: "only-you" }, icon("pin"), "Pinned")) : null,
       grouped ? null : part("head", [message.user, name, message.is_bot, message.ts], () => el("div", { class: "head" }, el("strong", { class: "author", text: name }), message.is_bot ? el("span", { class: "app-tag", text: "APP" }) : null,
         el("time", { datetime: date.toISOString(), title: date.toLocaleString(), text: clock(date) }))),
     ];
@@ -823,6 +826,7 @@ class Pane {
       items.push({ key: "blocks", sig: "", make: () => box });
     } else items.push(part("text", message.text, () => el("div", { class: "text" }, mrkdwn(message.text))));
     if (message.edited) items.push(part("edited", 0, () => el("span", { class: "edited", text: "(edited)" })));
+    if (message.reactions && Object.keys(message.reactions).length) items.push(part("reactions", message.reactions, () => el("div", { class: "reactions" }, Object.entries(message.reactions).map(([n, count]) => el("span", { class: "reaction" }, emoji(n), ` ${count}`)))));
     if (message.files?.length) items.push(part("files", message.files, () => el("div", { class: "files" }, message.files.map(fileCard))));
     if (this.kind === "main" && !message.ephemeral) {
       const toThread = () => go({ thread: message.thread_ts || message.ts });
@@ -858,8 +862,8 @@ function slackbot(text, channel, thread) {
   addEphemeral({ ts, thread_ts: thread || undefined, channel, user: "USLACKBOT", username: "Slackbot", is_bot: true, text, ephemeral: true });
 }
 function addEphemeral(message) {
-  if (state.ephemerals.some((m) => m.ts === message.ts && m.channel === message.channel)) return;
-  state.ephemerals.push({ ...message, ephemeral: true });
+  // The app may replace one that it sent before (`replace_original`): same ts, new words.
+  state.ephemerals = [...state.ephemerals.filter((m) => m.ts !== message.ts || m.channel !== message.channel), { ...message, ephemeral: true }];
   for (const pane of [mainPane, threadPane]) if (pane.channel === message.channel) pane.draw({ follow: true });
   announce(`Only visible to you. ${message.username || ""} ${message.text || ""}`);
 }
@@ -1153,6 +1157,7 @@ async function go({ channel = state.channel, thread = channel === state.channel 
   if (thread && threaded) document.body.dataset.pane = "thread";
   if (!thread && document.body.dataset.pane === "thread") document.body.dataset.pane = "main";
   $("thread").hidden = !thread;
+  if (!thread) threadPane.shut();
   document.body.classList.toggle("with-thread", Boolean(thread));
   const app = here.kind !== "channel", home = here.kind === "app_home";
   $("main-title").textContent = here.kind === "channel" ? `# ${here.name}` : here.kind === "app_home" ? appName() : here.name;
