@@ -181,11 +181,8 @@ def explain(
     ``requester`` and ``approvers`` (user ids) are those of the request that is judged; without a requester nobody is a
     custodian or a reviewer, because whom to exclude is not known. ``asked``: the custodians when it was opened.
     """
-    known = roster.people.get(person)
-    if known is None:
-        return "Slack does not say who you are, so you can take no part in break-glass access. Nothing was changed."
-    if (inability := known.inability()) is not None:
-        return f"Your Slack account {inability}, so it can take no part in break-glass access."
+    if (sentence := _unfit(roster, person)) is not None:
+        return sentence
     if role is Role.SYSTEM:
         return "Only the bot itself may do this."
     if role is Role.REQUESTER:
@@ -211,6 +208,15 @@ def explain(
             f"You became a custodian of {entry.title} after this request was opened, "
             "so only the custodians who were asked then can decide about it."
         )
+    return None
+
+
+def _unfit(roster: Roster, person: str) -> str | None:
+    known = roster.people.get(person)
+    if known is None:
+        return "Slack does not say who you are, so you can take no part in break-glass access. Nothing was changed."
+    if (inability := known.inability()) is not None:
+        return f"Your Slack account {inability}, so it can take no part in break-glass access."
     return None
 
 
@@ -384,10 +390,8 @@ def evaluate(
 
     # 1. The person.
     entry = policy.accounts.get(account) if account is not None else None
-    person = roster.people.get(requester)
-    if person is None or person.inability() is not None:
-        code = "unknown_person" if person is None else "unable_person"
-        say(None, code, explain(policy, roster, "", requester, Role.SYSTEM) or "")
+    if (sentence := _unfit(roster, requester)) is not None:
+        say(None, "unfit_person", sentence)
     elif (
         entry is not None
         and (sentence := explain(policy, roster, entry.name, requester, Role.RESPONDER, requester=requester))

@@ -147,6 +147,9 @@ class Problem:
     sentence: str
 
 
+_TOO_LARGE: Final = Problem(1, "", f"The file is larger than {MAX_BYTES // 1024} KiB; split the policy.")
+
+
 class PolicyInvalid(BreakGlassError):
     """The file does not load. ``str`` lists every problem, one a line: ``file:line: where: sentence``."""
 
@@ -168,6 +171,8 @@ def load(path: Path) -> Policy:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:  # before decoding, which would stumble over a character that was cut in two
+            raise PolicyInvalid(name, [_TOO_LARGE])
         return parse(raw.decode(), name=name)
     except OSError as error:
         why = error.strerror or type(error).__name__
@@ -223,7 +228,7 @@ class _Reader:
     def root(self) -> yaml.Node | None:
         """Return the one document's node, or None after recording why not."""
         if len(self.text) > MAX_BYTES:
-            self.problems.append(Problem(1, "", f"The file is larger than {MAX_BYTES // 1024} KiB; split the policy."))
+            self.problems.append(_TOO_LARGE)
             return None
         try:
             self._scan()
