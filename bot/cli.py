@@ -1,0 +1,207 @@
+"""What can be typed in a terminal? ``breakglass …``.
+
+Rules
+-----
+* Exit codes: 0 done, 1 refused, 2 usage, 3 unavailable, 4 evidence does not verify.
+* One handler turns errors into sentences; a traceback is never what a person sees first.
+* Results go to standard output, everything about the run to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime, time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from storage.audit import Actor
+from storage.database import Database, DatabaseDown
+from storage.export import export
+from storage.verify import verify_file
+from workflows import policy as rules
+from workflows.door import Door
+from workflows.errors import BreakGlassError, Refused, Unavailable, VaultRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+OK: Final = 0
+REFUSED: Final = 1
+USAGE: Final = 2
+UNAVAILABLE: Final = 3
+UNVERIFIED: Final = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)  # it logs every tick
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except (Unavailable, VaultRefused) as error:
+        print(error.sentence, file=sys.stderr)
+        return UNAVAILABLE
+    except DatabaseDown as error:
+        print(f"{error} Look at BREAKGLASS_DATABASE_URL.", file=sys.stderr)
+        return UNAVAILABLE
+    except BreakGlassError as error:
+        print(error.sentence, file=sys.stderr)
+        return REFUSED if isinstance(error, Refused) else USAGE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="breakglass", description="Break-glass emergency access in Slack.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the bot (Socket Mode); the environment configures it")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="show every problem of the set-up at once")
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser("demo", help="a whole break-glass event on your own machine, in a browser")
+    demo.add_argument("--play", action="store_true", help="live the story by itself and print what everybody saw")
+    demo.add_argument(
+        "--port", type=int, default=None, help="the port of the page (default: 8765, or the next free one)"
+    )
+    demo.set_defaults(run=_demo)
+
+    policy = commands.add_parser("policy", help="work on a policy file").add_subparsers(required=True, metavar="WHAT")
+    policy_check = policy.add_parser("check", help="print every problem of a policy file")
+    policy_check.add_argument("file", type=Path)
+    policy_check.set_defaults(run=_policy_check)
+
+    out = commands.add_parser("export", help="write the log, or a part of it, to a file that verifies")
+    out.add_argument("--since", type=_date, help="first day (UTC), as 2026-11-24")
+    out.add_argument("--until", type=_date, help="last day (UTC), as 2026-11-24")
+    out.add_argument("--account")
+    out.add_argument("--request", metavar="BG-…")
+    out.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+    out.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    out.set_defaults(run=_export)
+
+    verify = commands.add_parser("verify", help="recompute the hashes of an export and name what is wrong")
+    verify.add_argument("file", type=Path)
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _serve(_: argparse.Namespace) -> int:
+    from bot.app import build  # noqa: PLC0415 - Slack's libraries take half a second to import; verify needs none
+    from bot.settings import from_environment  # noqa: PLC0415
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    build(from_environment(os.environ)).run(ended)
+    return OK
+
+
+def _check(_: argparse.Namespace) -> int:
+    from bot.check import check  # noqa: PLC0415
+    from bot.settings import SettingsInvalid, from_environment  # noqa: PLC0415
+
+    try:
+        settings = from_environment(os.environ)
+    except SettingsInvalid as invalid:
+        for problem in invalid.problems:
+            print(f"PROBLEM  {problem}")
+        return REFUSED
+    found = check(settings)
+    for finding in found:
+        print(f"{'ok     ' if finding.is_fine else 'PROBLEM'}  {finding.sentence}")
+    problems = sum(not finding.is_fine for finding in found)
+    print(f"{problems} problem{'' if problems == 1 else 's'}." if problems else "All is well.")
+    return REFUSED if problems else OK
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        from bot.demo.run import run  # noqa: PLC0415
+    except ModuleNotFoundError as missing:
+        raise Unavailable(f"The demo needs {missing.name}: install the project with its extra “demo”.") from None
+
+    return run(play=options.play, port=options.port)
+
+
+def _policy_check(options: argparse.Namespace) -> int:
+    policy = rules.load(options.file)
+    levels = sum(len(account.levels) for account in policy.accounts.values())
+    print(f"{options.file}: {len(policy.accounts)} accounts, {levels} levels, sha256 {policy.hash}")
+    return OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    now = datetime.now(UTC)
+    since = datetime.combine(options.since, time.min, UTC) if options.since else None
+    until = datetime.combine(options.until, time.max, UTC) if options.until else None
+    if since and until and until < since:
+        print("--until is before --since.", file=sys.stderr)
+        return USAGE
+    database = Database(os.environ.get("BREAKGLASS_DATABASE_URL", "").strip() or "sqlite:///breakglass.db")
+    door = Door(database)
+    if options.request:
+        door.case(options.request)
+    selection = {"since": options.since, "until": options.until, "account": options.account, "request": options.request}
+    # The entry comes first: nothing leaves that is not on record. The export then shows its own entry, too.
+    door.record(
+        "log:export",
+        Actor("", f"shell:{getpass.getuser()}"),
+        {name: str(value) for name, value in selection.items() if value} | {"format": options.format},
+        now=now,
+    )
+    unfinished = options.output.with_name(options.output.name + ".part")
+    try:
+        with unfinished.open("wb") as out, database.read() as session:
+            summary = export(
+                session,
+                out,
+                exported_at=now,
+                since=since,
+                until=until,
+                account=options.account,
+                request_id=options.request,
+                format=options.format,
+            )
+        unfinished.replace(options.output)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise Unavailable(f"{options.output} cannot be written: {error.strerror}.") from None
+    print(f"{options.output}: {summary.count} entries; the log had {summary.size}, root {summary.root.hex()}")
+    return OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    report = verify_file(options.file)
+    for finding in report.findings:
+        where = "" if finding.seq is None else f"entry {finding.seq}: "
+        print(f"{where}{finding.sentence}")
+    if not report.ok:
+        print(f"{options.file} does NOT verify: {len(report.findings)} findings in {report.entries} entries.")
+        return UNVERIFIED
+    print(f"{options.file} verifies: {report.entries} entries.")
+    return OK
+
+
+def _date(text: str) -> datetime:
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day; write it as 2026-11-24") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What does the environment say? One frozen value, with every problem listed at once.
+
+Rules
+-----
+* Nothing else in the program reads the environment.
+* A secret is never in a repr, an error or a log line.
+* What is missing or malformed is named together, so that one run of ``breakglass serve`` shows all there is to mend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from workflows.errors import BreakGlassError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SLACK_API: Final = "https://slack.com/api/"
+
+
+class SettingsInvalid(BreakGlassError):
+    """The environment is not complete. ``problems`` has a sentence for each variable at fault."""
+
+    code = "settings"
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that the bot is told from outside. See ``bot/OPERATIONS.md`` for each variable."""
+
+    slack_bot_token: str = field(repr=False)
+    slack_app_token: str = field(repr=False)
+    vault_address: str
+    policy_file: Path
+    database_url: str = field(default="sqlite:///breakglass.db", repr=False)  # may hold a password
+    slack_api_url: str = SLACK_API
+    vault_role_id: str = field(default="", repr=False)
+    vault_secret_id: str = field(default="", repr=False)
+    vault_token: str = field(default="", repr=False)
+    vault_namespace: str | None = None
+    vault_ca_file: str | None = None
+    patience: timedelta = timedelta(seconds=30)
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read ``environment`` (``os.environ``). Raises :class:`SettingsInvalid` with every problem."""
+    problems: list[str] = []
+
+    def get(name: str, default: str = "") -> str:
+        return environment.get(name, "").strip() or default
+
+    def need(name: str, what: str, prefix: str = "") -> str:
+        value = get(name)
+        if not value:
+            problems.append(f"{name} is not set: {what}.")
+        elif prefix and not value.startswith(prefix):
+            problems.append(f"{name} does not begin with {prefix}: {what}.")
+        return value
+
+    bot_token = need("SLACK_BOT_TOKEN", "the bot token, from the app's page “OAuth & Permissions”", "xoxb-")
+    app_token = need("SLACK_APP_TOKEN", "an app-level token with connections:write, from “Basic Information”", "xapp-")
+    vault_address = need("VAULT_ADDR", "where Vault or OpenBao answers, as http://host:port", "http")
+    role_id, secret_id, token = get("VAULT_ROLE_ID"), get("VAULT_SECRET_ID"), get("VAULT_TOKEN")
+    if not token and not (role_id and secret_id):
+        problems.append("Vault's login is not set: give VAULT_ROLE_ID and VAULT_SECRET_ID, or VAULT_TOKEN.")
+    policy_file = Path(get("BREAKGLASS_POLICY", "breakglass.yml"))
+    if not policy_file.is_file():
+        problems.append(
+            f"BREAKGLASS_POLICY names {policy_file}, which is not there: write one, see workflows/POLICY.md."
+        )
+    slack_api_url = get("SLACK_API_URL", SLACK_API)
+    if not slack_api_url.startswith(("http://", "https://")):
+        problems.append("SLACK_API_URL does not begin with https://: leave it out for Slack itself.")
+    seconds = get("BREAKGLASS_PATIENCE_SECONDS", "30")
+    if not seconds.isascii() or not seconds.isdigit() or not 1 <= int(seconds) <= 600:
+        problems.append("BREAKGLASS_PATIENCE_SECONDS is not a whole number from 1 to 600.")
+        seconds = "30"
+    if problems:
+        raise SettingsInvalid(tuple(problems))
+    return Settings(
+        slack_bot_token=bot_token,
+        slack_app_token=app_token,
+        vault_address=vault_address.rstrip("/"),
+        policy_file=policy_file,
+        database_url=get("BREAKGLASS_DATABASE_URL", "sqlite:///breakglass.db"),
+        slack_api_url=slack_api_url.rstrip("/") + "/",
+        vault_role_id=role_id,
+        vault_secret_id=secret_id,
+        vault_token=token,
+        vault_namespace=get("VAULT_NAMESPACE") or None,
+        vault_ca_file=get("VAULT_CACERT") or None,
+        patience=timedelta(seconds=int(seconds)),
+    )
