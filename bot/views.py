@@ -1,0 +1,713 @@
+"""What does a request look like in Slack, to each of those whom it concerns?
+
+Rules
+-----
+* A message is a pure function of stored rows, so it can be drawn again at any time by anybody; it holds no truth.
+* Which buttons a message has is read from ``TRANSITIONS``: what no role may do in this state is not offered.
+* A button carries "BG-7KQ2 3", the request and the version that was drawn, and nothing else. Every right is checked
+  again at the click.
+* The state is said in words; the coloured sign beside it only repeats it.
+* No message holds a secret, or anything that opens one. The one view that does is ``modals.credential``.
+* Every picture takes ``now``, also where it does not need it, so that the follower can draw all of them alike.
+
+What is opened in front of a person (modals, the Home tab, answers to commands) is ``modals.py``; how text is made safe
+is ``blockkit.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from bot.blockkit import (
+    MOST_BLOCKS,
+    MOST_TEXT,
+    Block,
+    actions,
+    button,
+    clip,
+    confirm,
+    context,
+    escape,
+    header,
+    joined,
+    label,
+    mention,
+    people,
+    person,
+    plain,
+    plural,
+    rich,
+    section,
+    typed,
+    utc,
+    when,
+)
+from storage.models import Answer, Outcome, State
+from workflows.lifecycle import Action, allowed_roles
+from workflows.policy import say_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from storage.audit import Record
+    from workflows.desk import Case
+    from workflows.policy import Policy
+
+# --- the words that Slack sends back ----------------------------------------------------------------------------------
+
+COMMAND: Final = "/breakglass"
+
+# action ids; those of a move are its event in the log
+APPROVE: Final = Action.APPROVE.value
+SHORTEN: Final = "request:shorten"
+DENY: Final = Action.DENY.value
+WITHDRAW: Final = Action.WITHDRAW.value
+REVEAL: Final = Action.REVEAL.value
+RELEASE: Final = Action.RELEASE.value
+REVOKE: Final = Action.REVOKE.value
+REVIEW: Final = Action.REVIEW.value
+ASK: Final = "request:form"  # on the Home tab: opens the form
+
+# callback ids of modals
+OPEN_FORM: Final = Action.OPEN.value
+DENY_FORM: Final = Action.DENY.value
+SHORTEN_FORM: Final = SHORTEN
+REVIEW_FORM: Final = Action.REVIEW.value
+NOTICE: Final = "notice"  # a modal that only says something
+CREDENTIAL: Final = "credential:shown"
+
+# block ids; an input's action id is the same word
+BUTTONS: Final = "buttons"
+ACCOUNT: Final = "account"
+LEVEL: Final = "level"
+THRESHOLD: Final = "threshold"
+REASON: Final = "reason"
+STANDARD_PATH: Final = "standard_path"
+INCIDENT: Final = "incident"
+DURATION: Final = "duration"
+THRESHOLD_MET: Final = "threshold_met"
+STANDARD_PATH_ENOUGH: Final = "standard_path_enough"
+USED_AS_STATED: Final = "used_as_stated"
+OUTCOME: Final = "outcome"
+FINDINGS: Final = "findings"
+FOLLOW_UPS: Final = tuple(  # (what, owner, due) of each follow-up
+    (f"follow_up_what{n}", f"follow_up_owner{n}", f"follow_up_due{n}") for n in ("", "_2", "_3")
+)
+
+# An entry gives at most two blocks, so that this many fit into one post of 50 blocks whatever they say.
+MOST_IN_POST: Final = 24
+
+_SIGNS: Final[Mapping[State, tuple[str, str]]] = MappingProxyType(
+    {
+        State.PENDING: ("🟡", "Waiting for approval"),
+        State.APPROVED: ("🔵", "Approved, not opened yet"),
+        State.ACTIVE: ("🔴", "Access is open"),
+        State.ENDING: ("🟠", "Access is being taken back"),
+        State.ENDED: ("⚪", "Access has ended, review is due"),
+        State.REVIEWED: ("✅", "Access has ended, reviewed"),
+        State.DENIED: ("⛔", "Denied"),
+        State.WITHDRAWN: ("↩️", "Withdrawn"),
+        State.LAPSED: ("⌛", "Lapsed"),
+        State.FAILED: ("⚠️", "No credential could be issued"),
+    }
+)
+_OUTCOMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        Outcome.JUSTIFIED: "justified",
+        Outcome.NOT_JUSTIFIED: "not justified",
+        Outcome.MISUSE: "misuse",
+        Outcome.DRILL: "a drill",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message: ``text`` is all that notifications and screen readers get, ``blocks`` is what is seen."""
+
+    text: str
+    blocks: list[Block]
+
+
+def value(case: Case) -> str:
+    """Return what a button of this case carries."""
+    return f"{case.request.id} {case.request.version}"
+
+
+def state_words(state: State) -> str:
+    """Return the state with its sign, for a headline."""
+    sign, words = _SIGNS[state]
+    return f"{sign} {words}"
+
+
+def outcome_words(outcome: str) -> str:
+    """Return a review's verdict in words."""
+    return _OUTCOMES.get(outcome, escape(outcome, 40))
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def titles(case: Case, policy: Policy) -> tuple[str, str]:
+    """Return the titles of account and level, or their names where the policy no longer has them; not escaped."""
+    account = policy.accounts.get(case.request.account)
+    level = account.levels.get(case.request.level) if account else None
+    return (account.title if account else case.request.account), (level.title if level else case.request.level)
+
+
+def what(case: Case, policy: Policy, most: int = 200) -> str:
+    """Return "Orders database · Read everything" for ``mrkdwn``."""
+    account, level = titles(case, policy)
+    return f"{escape(account, most // 2)} · {escape(level, most // 2)}"
+
+
+def needed(case: Case, policy: Policy) -> int:
+    """Return the quorum: the policy's of now when it became stricter, as the desk counts."""
+    account = policy.accounts.get(case.request.account)
+    level = account.levels.get(case.request.level) if account else None
+    return max(case.request.quorum, level.quorum if level else 0)
+
+
+def _approvers(case: Case) -> list[str]:
+    return [person for person in dict.fromkeys(case.approvers) if person != case.request.requester]
+
+
+def _tally(case: Case, policy: Policy) -> str:
+    return f"{len(_approvers(case))} of {needed(case, policy)}"
+
+
+def _granted(case: Case) -> timedelta:
+    return timedelta(seconds=case.request.granted_seconds or case.request.asked_seconds)
+
+
+def _was_issued(case: Case) -> bool:
+    return any(grant.issued_at is not None for grant in case.grants)
+
+
+def _is_open_to(case: Case, action: Action) -> bool:
+    return bool(allowed_roles(State(case.request.state), action))
+
+
+def _threshold(case: Case, policy: Policy) -> str:
+    account = policy.accounts.get(case.request.account)
+    found = account.thresholds.get(case.request.threshold) if account else None
+    return found.text if found else case.request.threshold
+
+
+def _clock(case: Case) -> str:
+    """Return what happens when, if nobody does anything; empty where nothing does."""
+    row = case.request
+    match State(row.state):
+        case State.PENDING if row.lapse_at:
+            return f"Lapses {when(row.lapse_at)} without enough approvals."
+        case State.APPROVED if row.lapse_at:
+            return f"Lapses {when(row.lapse_at)} if it is not opened. The time counts from the opening."
+        case State.ACTIVE if row.expires_at:
+            return f"Ends {when(row.expires_at)} at the latest."
+        case State.ENDING:
+            return "Vault has not confirmed yet that the credential is gone; the bot keeps trying."
+        case State.ENDED if row.review_due_at:
+            return f"The review is due {when(row.review_due_at)}."
+        case _:
+            return ""
+
+
+def _ending(case: Case) -> str:
+    """Return how it came to its end, or is coming to it; empty before."""
+    row = case.request
+    who = mention(row.ended_by_user) if row.ended_by_user else "somebody"
+    denial = next((d for d in case.decisions if d.answer == Answer.DENY), None)
+    match State(row.state):
+        case State.DENIED:
+            return f"Denied by {mention(denial.person)}." if denial else "Denied."
+        case State.WITHDRAWN:
+            return f"Withdrawn by {mention(row.requester)}."
+        case State.LAPSED if row.granted_seconds is not None:
+            return "Approved, but not opened in time. No credential was given out."
+        case State.LAPSED:
+            return "Not enough custodians answered in time. No credential was given out."
+        case State.FAILED:
+            return "Vault would not issue the credential. Nothing is left of it."
+        case State.ENDING | State.ENDED | State.REVIEWED:
+            how = {
+                "release": f"Handed back by {who}.",
+                "revoke": f"Revoked by {who}.",
+                "expire": "The time was over.",
+            }.get(row.ended_by or "", "")
+            gone = "" if _is_open_to(case, Action.END) else " Vault confirmed that the credential is gone."
+            return f"{how}{gone}".strip()
+        case _:
+            return ""
+
+
+def _why(case: Case, policy: Policy) -> Block:
+    """Return everything that was written to explain the request, in one block without markup."""
+    row = case.request
+    parts = [
+        label("Why"),
+        typed(row.reason),
+        label("Documented threshold", _threshold(case, policy)),
+        label("Tried on the standard path"),
+        typed(row.standard_path),
+        label("Incident", row.incident),
+    ]
+    if denial := next((d for d in case.decisions if d.answer == Answer.DENY and d.reason), None):
+        parts += [label("Why it was denied"), typed(denial.reason or "")]
+    return rich(parts)
+
+
+def _votes(case: Case, policy: Policy) -> str:
+    row = case.request
+    asked = [person for person in row.custodians if person not in _approvers(case)]
+    lines = [f"*Approved* ({_tally(case, policy)}): {people(_approvers(case))}"]
+    if _is_open_to(case, Action.APPROVE):
+        lines.append(f"*Asked*: {people(asked)}")
+    if row.granted_seconds is not None and row.granted_seconds < row.asked_seconds:
+        lines.append(f"*Granted*: {say_duration(_granted(case))}, less than was asked for")
+    return "\n".join(lines)
+
+
+def _review(case: Case) -> list[Block]:
+    """Return the filed review, or nothing."""
+    found = case.review
+    if found is None:
+        return []
+    answers = (
+        ("Documented threshold met", found.threshold_met),
+        ("Standard escalation could have worked", found.standard_path_enough),
+        ("Used as stated", found.used_as_stated),
+    )
+    lines = [f"*Review: {outcome_words(found.outcome)}*, by {mention(found.reviewer)} {when(found.filed_at)}"]
+    lines += [f"{text}: {'yes' if answer else 'no'}" for text, answer in answers]
+    return [section("\n".join(lines)), rich(_review_words(found.findings, found.follow_ups))]
+
+
+def _review_words(findings: str, follow_ups: Sequence[Mapping[str, Any]]) -> list[Block]:
+    parts = [label("Findings"), typed(findings)]
+    for follow_up in list(follow_ups)[:3]:
+        owner, due = str(follow_up.get("owner", "")), str(follow_up.get("due", ""))
+        line = label("To do", f"until {due}, by ") if due else label("To do", "by ")
+        line["elements"].append(person(owner))
+        parts += [line, typed(str(follow_up.get("what", "")), 900)]
+    return parts
+
+
+# --- buttons ----------------------------------------------------------------------------------------------------------
+
+
+def _deciding(case: Case, policy: Policy) -> list[Block]:
+    row = case.request
+    account, level = titles(case, policy)
+    span = say_duration(timedelta(seconds=row.asked_seconds))
+    made = []
+    if _is_open_to(case, Action.APPROVE):
+        made += [
+            button(
+                "Approve",
+                APPROVE,
+                value(case),
+                style="primary",
+                confirm=confirm(
+                    f"Approve {row.id}?",
+                    f"{clip(account, 90)}, {clip(level, 90)}, for {span}. You answer for this decision.",
+                    "Approve",
+                ),
+                hint=f"Approve {row.id}",
+            ),
+            button("Approve for less…", SHORTEN, value(case), hint=f"Approve {row.id} for a shorter time"),
+        ]
+    if _is_open_to(case, Action.DENY):
+        made.append(button("Deny…", DENY, value(case), style="danger", hint=f"Deny {row.id}"))
+    return made
+
+
+def _withdrawing(case: Case) -> list[Block]:
+    if not _is_open_to(case, Action.WITHDRAW):
+        return []
+    ask_first = confirm(f"Withdraw {case.request.id}?", "Nobody can approve it any more.", "Withdraw", style="danger")
+    return [button("Withdraw", WITHDRAW, value(case), confirm=ask_first, hint=f"Withdraw {case.request.id}")]
+
+
+def _releasing(case: Case) -> list[Block]:
+    if not _is_open_to(case, Action.RELEASE):
+        return []
+    ask_first = confirm(
+        f"Hand back {case.request.id}?", "The credential ends at once and open sessions are cut.", "I am done"
+    )
+    return [
+        button(
+            "Done",
+            RELEASE,
+            value(case),
+            style="primary",
+            confirm=ask_first,
+            hint=f"Hand back the access of {case.request.id}",
+        )
+    ]
+
+
+def _revoking(case: Case) -> list[Block]:
+    if not _is_open_to(case, Action.REVOKE):
+        return []
+    ask_first = confirm(
+        f"Revoke {case.request.id}?",
+        "The access is taken away at once and open sessions are cut.",
+        "Revoke",
+        style="danger",
+    )
+    return [button("Revoke", REVOKE, value(case), style="danger", confirm=ask_first, hint=f"Revoke {case.request.id}")]
+
+
+def _reviewing(case: Case) -> list[Block]:
+    if not _is_open_to(case, Action.REVIEW):
+        return []
+    return [button("File review…", REVIEW, value(case), style="primary", hint=f"File the review of {case.request.id}")]
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def _head(case: Case, policy: Policy) -> tuple[str, str]:
+    """Return the line that says who wants what for how long, and the top-level text."""
+    row = case.request
+    span = say_duration(_granted(case))
+    line = f"{mention(row.requester)} asks for *{what(case, policy)}* for {span}."
+    return line, f"{row.id}: {state_words(State(row.state))}. {mention(row.requester)}, {what(case, policy)}, {span}."
+
+
+def _facts(case: Case, policy: Policy) -> tuple[str, list[Block]]:
+    """Return the text and the blocks that the card and the custodians' messages have in common."""
+    row = case.request
+    line, text = _head(case, policy)
+    below = [part for part in (_ending(case), _clock(case)) if part]
+    blocks = [
+        header(f"{state_words(State(row.state))} · {row.id}"),
+        section("\n".join((line, *below))),
+        _why(case, policy),
+        section(_votes(case, policy)),
+        *_review(case),
+    ]
+    return text, blocks
+
+
+def card(case: Case, policy: Policy, *, now: datetime) -> Message:
+    """Return the incident channel's card: always a true picture of the row."""
+    del now
+    text, blocks = _facts(case, policy)
+    blocks += actions(
+        BUTTONS, [*_deciding(case, policy), *_withdrawing(case), *_releasing(case), *_revoking(case), *_reviewing(case)]
+    )
+    row = case.request
+    small = f"Asked {when(row.opened_at)} · every click is on record · rules in force {escape(row.policy_hash[:8])}"
+    return Message(text, [*blocks, context(small)])
+
+
+def ask(case: Case, policy: Policy, *, now: datetime) -> Message:
+    """Return a custodian's direct message; once it is settled it says by whom, and has no buttons."""
+    del now
+    text, blocks = _facts(case, policy)
+    row = case.request
+    if buttons := _deciding(case, policy):
+        say_it = f"You are a custodian of {escape(titles(case, policy)[0], 100)}. Please decide."
+        blocks = [blocks[0], section(say_it), *blocks[1:], *actions(BUTTONS, buttons)]
+        return Message(f"{row.id} needs your decision. {text}", blocks)
+    by = people(_approvers(case))
+    granted = row.granted_seconds is not None
+    settled = f"Settled: approved by {by}." if granted else f"Settled: {_ending(case) or 'nothing is left to decide.'}"
+    return Message(f"{row.id} is settled. {text}", [*blocks, context(settled)])
+
+
+def own(case: Case, policy: Policy, *, now: datetime) -> Message:
+    """Return the requester's direct message at the opening: who is asked and what happens next."""
+    del now
+    row = case.request
+    _, text = _head(case, policy)
+    lines = [f"Your request for *{what(case, policy)}* for {say_duration(_granted(case))}."]
+    if _is_open_to(case, Action.APPROVE):
+        were = "was" if len(row.custodians) == 1 else "were"
+        lines.append(
+            f"{people(row.custodians)} {were} asked; {needed(case, policy)} must approve. "
+            f"So far {_tally(case, policy)}."
+        )
+        lines.append("When they have, you get a message here with a button that opens the credential.")
+    elif _is_open_to(case, Action.REVEAL):
+        lines.append(f"Approved by {people(_approvers(case))}. The message with the button is below.")
+    lines += [part for part in (_ending(case), _clock(case)) if part]
+    blocks = [header(f"{state_words(State(row.state))} · {row.id}"), section("\n".join(lines))]
+    if denial := next((d for d in case.decisions if d.answer == Answer.DENY and d.reason), None):
+        blocks.append(rich([label("Why it was denied"), typed(denial.reason or "")]))
+    return Message(text, blocks + actions(BUTTONS, _withdrawing(case)))
+
+
+def handover(case: Case, policy: Policy, *, now: datetime) -> Message:
+    """Return the requester's direct message at quorum: Reveal, then "Show again" and Done, then what happened."""
+    del now
+    row = case.request
+    _, text = _head(case, policy)
+    lines = [f"*{what(case, policy)}* for {say_duration(_granted(case))}, approved by {people(_approvers(case))}."]
+    buttons: list[Block] = []
+    if _is_open_to(case, Action.REVEAL):
+        if _was_issued(case):
+            again = confirm(
+                "Show a fresh credential?",
+                "It was not kept, so it cannot be shown twice. A fresh one is issued and the earlier one ends, with "
+                "every session opened with it. The end stays the same.",
+                "Show a fresh one",
+            )
+            lines.append("The credential was shown to you once and is not kept anywhere. Lost it? Press *Show again*.")
+            buttons.append(
+                button("Show again", REVEAL, value(case), confirm=again, hint=f"Fresh credential for {row.id}")
+            )
+        else:
+            lines.append("Press *Reveal* when you are ready to work: the credential is made at that moment.")
+            buttons.append(
+                button("Reveal", REVEAL, value(case), style="primary", hint=f"Reveal the credential of {row.id}")
+            )
+    lines += [part for part in (_ending(case), _clock(case)) if part]
+    buttons += _releasing(case)
+    if _is_open_to(case, Action.RELEASE):
+        lines.append("Finished early? Press *Done*.")
+    blocks = [header(f"{state_words(State(row.state))} · {row.id}"), section("\n".join(lines))]
+    return Message(text, blocks + actions(BUTTONS, buttons))
+
+
+def warning(case: Case, policy: Policy, *, now: datetime) -> Message:
+    """Return the requester's direct message shortly before the end; afterwards it says what happened."""
+    del now
+    row = case.request
+    if _is_open_to(case, Action.RELEASE) and row.expires_at:
+        first = f"*{row.id} ends {when(row.expires_at, '{time}')}.* Open sessions are cut then. Save your work now."
+        second = f"{what(case, policy)}. Still needed? Ask again with `{COMMAND}`."
+        text = f"{row.id} ends in about two minutes ({utc(row.expires_at)}). Save your work now."
+        return Message(text, [section(f"{first}\n{second}"), *actions(BUTTONS, _releasing(case))])
+    lines = [f"*{row.id}*: {state_words(State(row.state))}.", _ending(case)]
+    return Message(f"{row.id}: {state_words(State(row.state))}.", [section("\n".join(part for part in lines if part))])
+
+
+def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
+    """Return a reviewer's direct message: what was asked and done, and the form; once filed, what it says."""
+    row = case.request
+    used = [g.issued_at for g in case.grants if g.issued_at is not None]
+    over = [g.ended_at for g in case.grants if g.ended_at is not None]
+    lines = [f"{mention(row.requester)} used *{what(case, policy)}*."]
+    if used:
+        until = f" to {when(max(over))}" if over else ""
+        lines.append(f"Open from {when(min(used))}{until}.")
+    else:
+        lines = [f"{mention(row.requester)} was granted *{what(case, policy)}*, but never opened it."]
+    lines += [part for part in (_ending(case),) if part]
+    if case.review is not None or not _is_open_to(case, Action.REVIEW):
+        text = f"{row.id}: the review is filed." if case.review else f"{row.id}: there is nothing to review."
+    else:
+        due = row.review_due_at
+        late = due is not None and due < now
+        if due is not None:
+            lines.append(f"*The review was due {when(due)}.*" if late else f"The review is due {when(due)}.")
+        text = f"{row.id}: the review is {'overdue' if late else 'due'}. {what(case, policy)}."
+    return Message(
+        text,
+        [
+            header(f"{'✅ Reviewed' if case.review else '📝 Review'} · {row.id}"),
+            section("\n".join(lines)),
+            _why(case, policy),
+            section(_votes(case, policy)),
+            *_review(case),
+            *actions(BUTTONS, _reviewing(case)),
+        ],
+    )
+
+
+# --- the thread -------------------------------------------------------------------------------------------------------
+
+_Words = tuple[str, list[Block]]  # a line of mrkdwn, and what was typed
+
+_VERBS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        Action.OPEN: "ask for access",
+        Action.APPROVE: "approve",
+        Action.DENY: "deny it",
+        Action.WITHDRAW: "withdraw it",
+        Action.REVEAL: "open the credential",
+        Action.RELEASE: "hand it back",
+        Action.REVOKE: "revoke it",
+        Action.REVIEW: "file the review",
+        "log:export": "export the log",
+    }
+)
+
+
+def post(
+    records: Sequence[Record], case: Case | None, policy: Policy, *, mentions: Mapping[str, str] = MappingProxyType({})
+) -> Message:
+    """Return one thread post for consecutive entries, a line each, in order.
+
+    ``case`` is None for entries that belong to no request. ``mentions`` maps an event to who is to be called at it, as
+    ``mrkdwn`` made of ids (``<!subteam^S…>``, ``<@U…>``); a refusal calls nobody. Up to :data:`MOST_IN_POST` entries
+    are shown in full; beyond that what was typed is left out, and every entry keeps its line.
+    """
+    shown: list[tuple[str, list[Block]]] = []
+    texts: list[str] = []
+    for record in records:
+        line, words = _line(record, case, policy)
+        called = mentions.get(record.event, "") if record.refused is None else ""
+        called = f" {called[:1000]}" if called else ""
+        shown.append((f"{when(record.at, '{time_secs}')} {line}{called}", words))
+        texts.append(f"{utc(record.at)[11:16]} {line}{called}")
+    blocks: list[Block] = []
+    with_words = 2 * len(shown) <= MOST_BLOCKS
+    waiting: list[str] = []
+    for line, words in shown:
+        waiting.append(clip(line, MOST_TEXT))
+        if words and with_words:
+            blocks += [section(text) for text in joined(waiting)]
+            blocks.append(rich(words))
+            waiting = []
+    blocks += [section(text) for text in joined(waiting)]
+    name = f"{case.request.id}: " if case is not None else ""
+    return Message(name + clip("\n".join(texts), MOST_TEXT), blocks[:MOST_BLOCKS])
+
+
+def _line(record: Record, case: Case | None, policy: Policy) -> _Words:
+    who = "The bot" if record.actor.person == "system" else mention(record.actor.person)
+    if record.refused is not None:
+        tried = _VERBS.get(record.event, escape(record.event, 80))
+        said = plain(str(record.data.get("said") or record.refused), 300)
+        return f"{who} tried to {tried} and was refused: _{escape(said, 400)}_", []
+    tell = _LINES.get(record.event)
+    if tell is None:
+        return f"{who}: {escape(record.event.replace(':', ' '), 80)}", []
+    return tell(record, who, case, policy)
+
+
+def _open_line(record: Record, who: str, case: Case | None, policy: Policy) -> _Words:
+    data = record.data
+    span = say_duration(timedelta(seconds=_number(data, "asked_seconds")))
+    count = len(case.request.custodians) if case else len(data.get("custodians") or ())
+    name = what(case, policy) if case else escape(str(data.get("account", "")), 80)
+    line = f"{who} asked for *{name}* for {span}; needs {_number(data, 'quorum')} of {plural(count, 'custodian')}."
+    return line, [typed(str(data["reason"]))] if data.get("reason") else []
+
+
+def _approve_line(record: Record, who: str, case: Case | None, _policy: Policy) -> _Words:
+    data = record.data
+    seconds = _number(data, "granted_seconds")
+    less = case is not None and seconds < case.request.asked_seconds
+    shorter = f", for {say_duration(timedelta(seconds=seconds))} only" if less else ""
+    return f"{who} approved ({_number(data, 'have')} of {_number(data, 'need')}){shorter}.", []
+
+
+def _quorum_line(record: Record, _who: str, case: Case | None, _policy: Policy) -> _Words:
+    span = say_duration(timedelta(seconds=_number(record.data, "granted_seconds")))
+    opener = f" {mention(case.request.requester)} can open it now; nothing exists in Vault yet." if case else ""
+    return f"*Approved* for {span}.{opener}", []
+
+
+def _deny_line(record: Record, who: str, _case: Case | None, _policy: Policy) -> _Words:
+    return f"{who} *denied* it:", [typed(str(record.data.get("reason", "")))]
+
+
+def _lapse_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
+    if record.source == State.APPROVED:
+        return "*Lapsed*: it was approved, but not opened in time. No credential was given out.", []
+    return "*Lapsed*: not enough custodians answered in time.", []
+
+
+def _escalate_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
+    if record.source == State.ENDING:
+        why = escape(plain(str(record.data.get("why", "")), 500), 600)
+        return f"*Not taken back yet* (try {_number(record.data, 'attempt')}): {why} The bot keeps trying.", []
+    return "Still not enough answers; half of the waiting time is over.", []
+
+
+def _reveal_line(record: Record, who: str, _case: Case | None, _policy: Policy) -> _Words:
+    number, old = _number(record.data, "credential"), record.data.get("replaces")
+    if old:
+        return f"{who} asked for a fresh credential ({number}); credential {_number(record.data, 'replaces')} ends.", []
+    return f"{who} is opening credential {number}.", []
+
+
+def _token_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
+    return f"Vault made ready for credential {_number(record.data, 'credential')}; it opens nothing yet.", []
+
+
+def _abandon_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
+    number, why = _number(record.data, "credential"), str(record.data.get("why", ""))
+    if why == "replaced":
+        return f"Credential {number} was put out of use.", []
+    return f"Credential {number} was not completed and was put out of use: {escape(plain(why, 500), 600)}", []
+
+
+def _issue_line(record: Record, _who: str, case: Case | None, _policy: Policy) -> _Words:
+    to = f" to {mention(case.request.requester)}" if case else ""
+    name = f" as `{escape(str(record.data['identity']), 100)}`" if record.data.get("identity") else ""
+    number = _number(record.data, "credential")
+    fresh = "A fresh credential" if record.event == Action.REISSUE else "Credential"
+    end = f"; it ends {when(case.request.expires_at)}" if case and case.request.expires_at else ""
+    return f"*{fresh} {number} was issued*{to}{name}{end}.", []
+
+
+def _warn_line(_record: Record, _who: str, case: Case | None, _policy: Policy) -> _Words:
+    end = f" It ends {when(case.request.expires_at, '{time}')}." if case and case.request.expires_at else ""
+    return f"About two minutes are left.{end}", []
+
+
+def _end_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
+    if not record.data.get("leases"):
+        return "*Ended.* Vault confirmed that nothing of it is left; no credential had been given out.", []
+    span = say_duration(timedelta(seconds=_number(record.data, "used_seconds")))
+    return f"*Ended.* Vault confirmed that the lease is gone, after {span}. A review is due.", []
+
+
+def _fail_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
+    why = escape(plain(str(record.data.get("why", "")), 500), 600)
+    return f"*No credential could be issued*, and nothing is left of the try: {why}", []
+
+
+def _review_line(record: Record, who: str, _case: Case | None, _policy: Policy) -> _Words:
+    data = record.data
+    line = f"{who} filed the review: *{outcome_words(str(data.get('outcome', '')))}*."
+    follow_ups = [item for item in data.get("follow_ups") or () if isinstance(item, dict)]
+    return line, _review_words(str(data.get("findings", "")), follow_ups)
+
+
+def _export_line(record: Record, who: str, _case: Case | None, _policy: Policy) -> _Words:
+    count = record.data.get("count")
+    return f"{who} exported {plural(count, 'entry') if count == 1 else f'{count} entries'} of the log." if isinstance(
+        count, int
+    ) else f"{who} exported the log.", []
+
+
+_LINES: Final[Mapping[str, Callable[[Record, str, Case | None, Policy], _Words]]] = MappingProxyType(
+    {
+        Action.OPEN: _open_line,
+        Action.APPROVE: _approve_line,
+        Action.QUORUM: _quorum_line,
+        Action.DENY: _deny_line,
+        Action.WITHDRAW: lambda _r, who, _c, _p: (f"{who} withdrew the request.", []),
+        Action.LAPSE: _lapse_line,
+        Action.ESCALATE: _escalate_line,
+        Action.REVEAL: _reveal_line,
+        Action.OPENED: _token_line,
+        Action.ABANDON: _abandon_line,
+        Action.ISSUE: _issue_line,
+        Action.REISSUE: _issue_line,
+        Action.WARN: _warn_line,
+        Action.RELEASE: lambda _r, who, _c, _p: (f"{who} is *done*; the access is being taken back.", []),
+        Action.REVOKE: lambda _r, who, _c, _p: (f"{who} *revoked* the access; it is being taken back.", []),
+        Action.EXPIRE: lambda _r, _w, _c, _p: ("*The time is over*; the access is being taken back.", []),
+        Action.END: _end_line,
+        Action.FAIL: _fail_line,
+        Action.REVIEW: _review_line,
+        Action.REMIND: lambda _r, _w, _c, _p: ("*The review is overdue.*", []),
+        "log:export": _export_line,
+    }
+)
+
+
+def _number(data: Mapping[str, Any], key: str) -> int:
+    found = data.get(key)
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0
