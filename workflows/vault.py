@@ -317,7 +317,8 @@ class Vault:
         self._must(answer, "look up the bot's own token")
         left, life = int(answer.data.get("ttl") or 0), int(answer.data.get("creation_ttl") or 0)
         if life and left < life / 2:
-            renewed = self._send(token, "post", "auth/token/renew-self", {})
+            # Without an increment Vault repeats the last one, however short.
+            renewed = self._send(token, "post", "auth/token/renew-self", {"increment": life})
             auth = renewed.body.get("auth")
             left = int(auth.get("lease_duration") or 0) if isinstance(auth, dict) else left
             if left < life / 2 and self._role_id:

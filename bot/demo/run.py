@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
-from bot.demo.parts import HOST, OpenBao, Part, PartFailed, Postgres, claim_port, launch
+from bot.demo.parts import OpenBao, Part, PartFailed, Postgres, claim_port, launch
 from bot.demo.vault_setup import BotLogin, LevelSetup, prepare_target, set_up
 from bot.sandbox.server import Sandbox
 from bot.sandbox.workspace import BOT_USER, Channel, Group, Person, WorkspaceSeed
@@ -33,7 +33,6 @@ from workflows import policy as rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
     from typing import Self
 
 PORT: Final = 8765

@@ -113,6 +113,8 @@ def prepare_target(
             known = server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone()
             if known is None:
                 server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+            # By default every login may connect to these two, whatever it was made for.
+            server.execute("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC")
         with psycopg.connect(pg.dsn_for(database)) as target:
             if known is None:
                 target.execute(schema.read_bytes())

@@ -1,0 +1,153 @@
+"""Which real Vault and PostgreSQL do the tests share? One of each per test process, set up as for the bot.
+
+A pytest plugin: a test file names it in ``pytest_plugins``. Tests leave both running and unsealed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from bot.demo.parts import OpenBao, Postgres
+from bot.demo.vault_setup import LevelSetup, prepare_target, set_up
+from workflows.engines import ENGINES, LevelSettings
+from workflows.vault import ChildToken, Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bot.demo.vault_setup import BotLogin, Target
+    from workflows.engines import Credential
+
+
+@dataclass
+class Grant:
+    """What an engine is told of a grant (a stored grant has more)."""
+
+    accessor: str | None
+    lease_id: str | None
+    lease_prefix: str
+    intended_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+@dataclass
+class Real:
+    """The two servers, the levels that were set up, and the bot's login."""
+
+    pg: Postgres
+    bao: OpenBao
+    target: Target
+    read: LevelSetup
+    write: LevelSetup
+    login: BotLogin
+
+    def vault(self) -> Vault:
+        """Return a new Vault of the bot's."""
+        return Vault(self.bao.addr, role_id=self.login.role_id, secret_id=self.login.secret_id)
+
+    def set_up(self) -> BotLogin:
+        """Set Vault up (again)."""
+        return set_up(self.bao.addr, self.bao.root_token, self.target, [self.read, self.write])
+
+    def root_vault(self) -> Vault:
+        """Return a Vault that may do everything."""
+        return Vault(self.bao.addr, token=self.bao.root_token)
+
+    def root_child(self) -> ChildToken:
+        """Return the root token in the shape of a child token."""
+        return ChildToken("", self.bao.root_token, timedelta(hours=1))
+
+    def open(
+        self,
+        vault: Vault,
+        level: LevelSetup | None = None,
+        ttl: timedelta = timedelta(minutes=5),
+        name: str = "BG-7KQ2",
+    ) -> tuple[Credential, Grant, ChildToken]:
+        """Open a grant as the desk does; returns the credential, the grant and its child token."""
+        settings = (level or self.read).settings
+        engine = ENGINES[settings.engine]
+        intended_at = datetime.now(UTC)
+        child = vault.open_child(settings.token_role, ttl, display_name=name, metadata={"request": name})
+        credential = engine.issue(vault, child, settings)
+        return credential, Grant(child.accessor, credential.lease_id, engine.lease_prefix(settings), intended_at), child
+
+    def connect(self, credential: Credential, **more: object) -> psycopg.Connection:
+        """Log in at PostgreSQL with the credential."""
+        return psycopg.connect(
+            host=credential.host,
+            port=credential.port,
+            dbname=more.pop("dbname", credential.database),
+            user=credential.username,
+            password=credential.password,
+            autocommit=True,
+            connect_timeout=5,
+            **more,
+        )
+
+    @staticmethod
+    def until(what: Callable[[], bool], seconds: float = 15.0) -> bool:
+        """Return whether ``what`` came true within ``seconds``."""
+        late = time.monotonic() + seconds
+        while not what():
+            if time.monotonic() > late:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def gone(self, vault: Vault, grant: Grant, known: frozenset[str] = frozenset()) -> bool:
+        """Whether the engine says that nothing of the grant is left."""
+        return ENGINES["database"].is_gone(vault, grant, known)
+
+    def take_back(self, vault: Vault, grant: Grant) -> bool:
+        """Revoke the grant and return whether it was gone in time."""
+        vault.revoke_accessor(grant.accessor)
+        return self.until(lambda: self.gone(vault, grant))
+
+    def sessions(self, username: str) -> int:
+        """Count the open sessions of a login."""
+        with psycopg.connect(self.pg.dsn) as server:
+            row = server.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [username]).fetchone()
+        return row[0]
+
+    def login_exists(self, username: str) -> bool:
+        """Whether PostgreSQL has the role."""
+        with psycopg.connect(self.pg.dsn) as server:
+            return server.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [username]).fetchone() is not None
+
+
+def level_for(pg: Postgres, name: str, group: str, database: str = "orders") -> LevelSetup:
+    """Return a level at ``pg`` whose Vault role is ``name``."""
+    settings = LevelSettings(
+        engine="database",
+        mount="database",
+        vault_role=name,
+        token_role=f"bg-{name}",
+        host=pg.host,
+        port=pg.port,
+        database=database,
+    )
+    return LevelSetup(settings, group, timedelta(minutes=30))
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory) -> Iterator[Real]:
+    """Both servers, up and set up."""
+    folder = tmp_path_factory.mktemp("parts")
+    with Postgres(folder / "postgres") as pg, OpenBao(folder / "openbao") as bao:
+        target = prepare_target(pg)
+        read = level_for(pg, "orders-ro", "bg_orders_ro")
+        write = level_for(pg, "orders-rw", "bg_orders_rw")
+        login = set_up(bao.addr, bao.root_token, target, [read, write])
+        yield Real(pg, bao, target, read, write, login)
+
+
+@pytest.fixture
+def vault(real: Real) -> Vault:
+    """Return the bot's Vault, not logged in yet."""
+    return real.vault()
