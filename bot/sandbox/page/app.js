@@ -37,6 +37,10 @@ const ICONS = {
   send: "M4 12l16-8-6 16-3-7z", reply: "M4 5h16v11H10l-5 4v-4H4z", lock: "M6 11h12v9H6zM8 11V8a4 4 0 018 0v3",
   hash: "M9 4L7 20M17 4l-2 16M4 9h16M3.5 15h16", home: "M4 11l8-7 8 7v9h-5v-6H9v6H4z", warn: "M12 4l9 16H3zM12 10v4M12 17h.01",
   file: "M6 3h8l4 4v14H6zM14 3v4h4", check: "M5 13l4 4L19 7", eye: "M2 12s4-7 10-7 10 7 10 7-4 7-10 7S2 12 2 12zM12 9a3 3 0 100 6 3 3 0 000-6z",
+  unlock: "M6 11h12v9H6zM8 11V8a4 4 0 017.5-2", key: "M8 11a4 4 0 100 8 4 4 0 000-8zM11 12l9-9M16 7l3 3", clock: "M12 3a9 9 0 100 18 9 9 0 000-18zM12 7v5l3 2",
+  hourglass: "M6 3h12M6 21h12M7 3c0 5 4 6 5 9 1-3 5-4 5-9M7 21c0-5 4-6 5-9 1 3 5 4 5 9", bell: "M6 17V11a6 6 0 0112 0v6l1 1H5zM10 21h4", siren: "M6 19v-6a6 6 0 0112 0v6M4 19h16M12 3v2M3 8l2 1M21 8l-2 1",
+  shield: "M12 3l7 3v6c0 5-4 8-7 9-3-1-7-4-7-9V6z", person: "M12 4a4 4 0 100 8 4 4 0 000-8zM4 21c1-5 4-7 8-7s7 2 8 7", search: "M10 4a6 6 0 100 12 6 6 0 000-12zM15 15l5 5",
+  info: "M12 3a9 9 0 100 18 9 9 0 000-18zM12 11v5M12 8h.01", stop: "M12 3a9 9 0 100 18 9 9 0 000-18zM7 12h10", chain: "M10 14a4 4 0 005 0l4-4a4 4 0 00-6-6l-1 1M14 10a4 4 0 00-5 0l-4 4a4 4 0 006 6l1-1",
   pin: "M9 4h6l-1 6 3 3H7l3-3zM12 13v7", copy: "M8 8h12v12H8zM16 8V4H4v12h4",
 };
 function icon(name) {
@@ -185,10 +189,34 @@ const EMOJI = {
 // Circles are drawn, since they carry a state's colour and many machines have no colour emoji font.
 const CIRCLES = { red_circle: "red", large_red_circle: "red", large_green_circle: "green", green_circle: "green", large_yellow_circle: "yellow", large_orange_circle: "orange",
   large_blue_circle: "blue", blue_circle: "blue", white_circle: "white", black_circle: "black", large_purple_circle: "purple" };
+// On a machine without a colour emoji font these would be empty boxes; they are drawn there, since they carry meaning in a card.
+const DRAWN = {
+  white_check_mark: "check good", heavy_check_mark: "check good", x: "close bad", no_entry: "stop bad", warning: "warn amber", rotating_light: "siren bad", siren: "siren bad", lock: "lock amber", unlock: "unlock amber",
+  closed_lock_with_key: "lock amber", key: "key amber", hourglass: "hourglass amber", hourglass_flowing_sand: "hourglass amber", stopwatch: "clock", alarm_clock: "clock", clock1: "clock", bell: "bell amber", eyes: "eye",
+  memo: "file", page_facing_up: "file", clipboard: "file", mag: "search", link: "chain", shield: "shield", bust_in_silhouette: "person", busts_in_silhouette: "person", information_source: "info", repeat: "reply",
+};
+const hasColourEmoji = (() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  canvas.font = "16px sans-serif";
+  canvas.fillText("\u{1F511}", 0, 20);
+  return canvas.getImageData(0, 0, 24, 24).data.some((v, i) => i % 4 !== 3 && v > 40);
+})();
+const NAME_OF_EMOJI = new Map([...Object.entries(EMOJI), ...Object.entries({ red_circle: "🔴", large_green_circle: "🟢", large_yellow_circle: "🟡", large_orange_circle: "🟠", large_blue_circle: "🔵", white_circle: "⚪" })]
+  .filter(([name]) => DRAWN[name] || CIRCLES[name]).map(([name, char]) => [char.replace("\uFE0F", ""), name]).reverse());
+const EMOJI_CHARS = new RegExp(`(${[...NAME_OF_EMOJI.keys()].join("|")})\\uFE0F?`, "u");
+
 function emoji(name) {
-  if (CIRCLES[name]) return el("span", { class: `circle ${CIRCLES[name]}`, role: "img", "aria-label": name.replaceAll("_", " "), title: `:${name}:` });
-  if (Object.hasOwn(EMOJI, name)) return el("span", { class: `emoji emoji-${name.replace("+", "plus")}`, role: "img", "aria-label": name.replaceAll("_", " "), title: `:${name}:`, text: EMOJI[name] });
-  return document.createTextNode(`:${name}:`);
+  const props = { role: "img", "aria-label": name.replaceAll("_", " "), title: `:${name}:` };
+  if (Object.hasOwn(CIRCLES, name)) return el("span", { class: `circle ${CIRCLES[name]}`, ...props });
+  if (!Object.hasOwn(EMOJI, name)) return document.createTextNode(`:${name}:`);
+  if (hasColourEmoji || !DRAWN[name]) return el("span", { class: "emoji", text: EMOJI[name], ...props });
+  const [picture, colour = ""] = DRAWN[name].split(" ");
+  return el("span", { class: `emoji drawn ${colour}`, ...props }, icon(picture));
+}
+/** Text as nodes; emoji characters are drawn where no font has them. */
+function words(text) {
+  if (hasColourEmoji || !EMOJI_CHARS.test(text)) return [text];
+  return text.split(EMOJI_CHARS).map((part, i) => (i % 2 ? emoji(NAME_OF_EMOJI.get(part)) : part));
 }
 
 const unescape = (text) => text.replace(/&(amp|lt|gt);/g, (_, n) => ({ amp: "&", lt: "<", gt: ">" })[n]);
@@ -269,10 +297,10 @@ function inline(text, out) {
     if (!node) { if (m[3] === undefined) continue; node = document.createTextNode(m[0]); }
     // ":12:30:" must not eat the colon that opens the next name.
     if (m[3] !== undefined && node.nodeType === Node.TEXT_NODE) { scan.lastIndex = m.index + 1; continue; }
-    out.append(unescape(text.slice(from, m.index)), node);
+    out.append(...words(unescape(text.slice(from, m.index))), node);
     from = scan.lastIndex = end;
   }
-  out.append(unescape(text.slice(from)));
+  out.append(...words(unescape(text.slice(from))));
   return out;
 }
 /** Slack's mrkdwn as nodes: ``` blocks, then > quotes, then what stands in a line. */
@@ -297,10 +325,10 @@ function plain(text) {
   for (const m of text.matchAll(/:([a-z0-9_+-]+):/g)) {
     const node = emoji(m[1]);
     if (node.nodeType === Node.TEXT_NODE) continue;
-    out.append(text.slice(from, m.index), node);
+    out.append(...words(text.slice(from, m.index)), node);
     from = m.index + m[0].length;
   }
-  out.append(text.slice(from));
+  out.append(...words(text.slice(from)));
   return out;
 }
 const textObject = (object) => (!object ? "" : object.type === "mrkdwn" ? mrkdwn(object.text) : plain(object.text));
@@ -326,7 +354,7 @@ function preformatted(text) {
 /* ------------------------------------------------------------------------------------------------------- rich text */
 
 const RICH = {
-  text: (e) => document.createTextNode(e.text ?? ""),
+  text: (e) => el("span", {}, words(e.text ?? "")),
   link: (e) => (safeUrl(e.url) ? link(safeUrl(e.url), e.text || e.url) : document.createTextNode(e.text ? `${e.text} (${e.url})` : e.url)),
   user: (e) => userMention(e.user_id), usergroup: (e) => groupMention(e.usergroup_id), channel: (e) => channelMention(e.channel_id),
   broadcast: (e) => mention(`@${e.range}`, true), emoji: (e) => emoji(e.name), color: (e) => document.createTextNode(e.value),
