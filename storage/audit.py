@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from storage import merkle
 from storage.models import Entry
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from sqlmodel import Session
 
     from storage.database import Write
+
+# SQLite keeps any value in any column: a text where bytes or a time belong makes the row itself unreadable.
+_UNREADABLE: Final = (TypeError, ValueError, DBAPIError)
+_UNREADABLE_SENTENCE: Final = "Its row cannot be read: it holds values of another kind."
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -352,14 +357,32 @@ def read_entries(
         query = query.where(_E.seq <= until_seq)
     if limit is not None:
         query = query.limit(limit)
-    return [_record(entry) for entry in session.execute(query).scalars()]
-
-
-def _record(entry: Entry) -> Record:
     try:
-        return parse(entry.body, leaf_hash=entry.leaf_hash, root=entry.root)
+        entries = session.execute(query).scalars().all()
+    except _UNREADABLE as error:
+        found = check(session)
+        raise Damaged(found.seq if found and found.seq is not None else 0, _UNREADABLE_SENTENCE) from error
+    return [_read_row(entry, entry.seq) for entry in entries]
+
+
+def _read_row(row: Any, seq: int) -> Record:  # noqa: ANN401 - an Entry, or a row with its columns
+    """Parse the row that stands where entry ``seq`` belongs. Raises :class:`Damaged`."""
+    if row.seq != seq:
+        raise Damaged(seq, f"It is missing: the next stored entry is {row.seq}.")
+    if not isinstance(row.body, bytes):
+        raise Damaged(seq, _UNREADABLE_SENTENCE)
+    if row.leaf_hash != merkle.leaf_hash(row.body):
+        raise Damaged(seq, "Its body or its leaf hash was changed: they do not belong together.")
+    try:
+        record = parse(row.body, leaf_hash=row.leaf_hash, root=row.root)
     except ValueError as error:
-        raise Damaged(entry.seq, f"its body was changed: {error}.") from error
+        raise Damaged(seq, f"Its body was not written by the log: {error}.") from error
+    if record.seq != seq:
+        raise Damaged(seq, f"Its body says that it is entry {record.seq}.")
+    # A changed column would hide the entry from its request's thread and export while every hash holds.
+    if (row.request_id, row.event, row.at) != (record.request_id, record.event, record.at):
+        raise Damaged(seq, "Its columns say something else than its body.")
+    return record
 
 
 def head(session: Session) -> Head:
@@ -374,14 +397,25 @@ def check(session: Session, *, trusted: Head | None = None) -> Finding | None:
     ``trusted``: a head that was kept elsewhere (an export's). Without one a cut tail, or a whole rewrite by whoever
     owns the database, cannot be seen from the table alone.
     """
-    peaks = b""
-    size = 0
     if trusted is not None and trusted.size == 0 and trusted.root != merkle.EMPTY_ROOT:
         return Finding(None, "The trusted head is not that of an empty log.")
-    for row in _rows(session):
-        sentence = _check_row(row, size)
-        if sentence is not None:
-            return Finding(size, sentence)
+    return _check(session, trusted, _PAGE)
+
+
+def _check(session: Session, trusted: Head | None, page: int) -> Finding | None:
+    peaks = b""
+    size = 0
+    rows = _rows(session, page)
+    while True:
+        try:
+            row = next(rows, None)
+            if row is None:
+                break
+            _read_row(row, size)
+        except Damaged as damaged:
+            return Finding(damaged.seq, damaged.sentence)
+        except _UNREADABLE:  # a whole page fails for one row of it: go row by row to name that one
+            return Finding(size, _UNREADABLE_SENTENCE) if page == 1 else _check(session, trusted, 1)
         peaks = merkle.push(peaks, size, row.leaf_hash)
         if row.peaks != peaks:
             return Finding(size, "Its peaks are not those of the entries up to here.")
@@ -395,22 +429,6 @@ def check(session: Session, *, trusted: Head | None = None) -> Finding | None:
     return None
 
 
-def _rows(session: Session) -> Iterator[Any]:
-    query = select(_E.seq, _E.request_id, _E.event, _E.at, _E.body, _E.leaf_hash, _E.root, _E.peaks).order_by(_E.seq)
-    return iter(session.execute(query.execution_options(yield_per=_PAGE)))
-
-
-def _check_row(row: Any, seq: int) -> str | None:  # noqa: ANN401 - a row of _rows
-    if row.seq != seq:
-        return f"It is missing: the next stored entry is {row.seq}."
-    if row.leaf_hash != merkle.leaf_hash(row.body):
-        return "Its body or its leaf hash was changed: they do not belong together."
-    try:
-        record = parse(row.body)
-    except ValueError as error:
-        return f"Its body was not written by the log: {error}."
-    if record.seq != seq:
-        return f"Its body says that it is entry {record.seq}."
-    if (row.request_id, row.event, row.at) != (record.request_id, record.event, record.at):
-        return "Its columns say something else than its body."
-    return None
+def _rows(session: Session, page: int) -> Iterator[Any]:
+    columns = (_E.seq, _E.request_id, _E.event, _E.at, _E.body, _E.leaf_hash, _E.root, _E.peaks)
+    return iter(session.execute(select(*columns).order_by(_E.seq).execution_options(yield_per=page)))

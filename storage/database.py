@@ -59,6 +59,8 @@ _POSTGRESQL_SESSION: Final = (
     f"SET lock_timeout = '{LOCK_SECONDS}s'",
     "SET statement_timeout = '20s'",
     "SET idle_in_transaction_session_timeout = '30s'",
+    # An entry that is lost after its credential was handed out is not to be had: a lazy default is overruled.
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
 )
 
 _SQLITE_GUARDS: Final = (
@@ -328,7 +330,7 @@ def _translate(context: ExceptionContext) -> BaseException | None:
     if getattr(error, "sqlstate", None) == "42P01":  # undefined_table
         return DatabaseDown("The database has no tables yet.")
     if isinstance(found, sa_exc.OperationalError) or context.is_disconnect:
-        return DatabaseDown(_postgresql_sentence(getattr(error, "sqlstate", None)))
+        return DatabaseDown(_postgresql_sentence(error))
     return None
 
 
@@ -359,13 +361,16 @@ def _sqlite_sentence(error: sqlite3.Error) -> str:
     }.get(code, "The database file cannot be read or written.")
 
 
-def _postgresql_sentence(sqlstate: str | None) -> str:
-    match sqlstate:
-        case "55P03" | "57014" | "53300":  # lock_not_available, query_canceled, too_many_connections
-            return "The database is busy: others have been writing for too long."
-        case "28P01" | "28000" | "3D000":  # wrong password, not let in, no such database
-            return "The database does not let the bot in."
-        case "53100":
-            return "The database cannot be written: its disk is full."
-        case _:
-            return "The database does not answer."
+def _postgresql_sentence(error: BaseException) -> str:
+    sqlstate = getattr(error, "sqlstate", None)
+    if sqlstate in {"55P03", "57014"}:  # lock_not_available, query_canceled
+        return "The database is busy: others have been writing for too long."
+    if sqlstate == "53100":  # disk_full
+        return "The database cannot be written: its disk is full."
+    # At connecting, libpq passes on words only, and in the server's language.
+    words = str(error)
+    if "too many clients" in words or "too many connections" in words:
+        return "The database is busy: it takes no more connections."
+    if any(hint in words for hint in ("authentication failed", "no pg_hba.conf entry", "does not exist")):
+        return "The database does not let the bot in."
+    return "The database does not answer."
