@@ -20,7 +20,8 @@ from datetime import date
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-from bot.sandbox.blocks import elements_of, options_of, state_key
+from bot.sandbox.answers import state_key
+from bot.sandbox.blocks import elements_of, options_of
 
 Json = dict[str, Any]
 Plain = str | int | float | date | Sequence[str] | Mapping[str, Any] | None

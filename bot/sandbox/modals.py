@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
-from bot.sandbox.blocks import Surface, check_view, fill_ids, find_element, initial_values, read_answer
+from bot.sandbox.answers import fill_ids, find_element, initial_values, read_answer
+from bot.sandbox.blocks import Surface, check_view
 from bot.sandbox.workspace import APP_ID, BOT_ID, Screens, SlackError, Workspace
 
 if TYPE_CHECKING:

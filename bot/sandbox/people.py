@@ -12,13 +12,11 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
-
-from bot.sandbox.blocks import (
+from bot.sandbox.answers import (
+from bot.sandbox.blocks import options_of
     BadAnswer,
     find_element,
     initial_values,
@@ -27,8 +25,8 @@ from bot.sandbox.blocks import (
     state_key,
     submit_errors,
 )
+from bot.sandbox.arguments import read_message
 from bot.sandbox.socketmode import Answer, Envelope, Link
-from bot.sandbox.webapi import WebApi, read_message
 from bot.sandbox.workspace import (
     APP_ID,
     BOT_USER,
@@ -43,10 +41,12 @@ from bot.sandbox.workspace import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from bot.sandbox.journal import Faults, Journal
     from bot.sandbox.modals import Modals, OpenView
+    from bot.sandbox.screens import Pages
+    from bot.sandbox.webapi import WebApi
 
 Json = dict[str, Any]
 
@@ -63,7 +63,6 @@ _ANSWERS: Final = (
     "selected_date_time",
 )
 _COPIED: Final = ("text", "value", "style", "url", "confirm", "placeholder", "initial_option", "initial_user")
-_MOST_QUEUED: Final = 20_000
 
 
 class Refusal(Exception):
@@ -72,63 +71,6 @@ class Refusal(Exception):
     def __init__(self, sentence: str, status: int = 409) -> None:
         super().__init__(sentence)
         self.status = status
-
-
-class Pages:
-    """The open pages and what is on its way to them; a page that does not read is cut off, nobody waits for it."""
-
-    def __init__(self) -> None:
-        self._queues: dict[str, set[asyncio.Queue[str | None]]] = {}
-
-    def watching(self) -> Collection[str]:
-        """Return the ids of the people with at least one page open."""
-        return self._queues.keys()
-
-    def show(self, audience: Collection[str] | None, payload: Json) -> None:
-        """Send to the pages of these people (None: everybody's) without waiting."""
-        users = self._queues.keys() if audience is None else [user for user in audience if user in self._queues]
-        if not users:
-            return
-        text = json.dumps(payload)
-        for user in list(users):
-            for queue in list(self._queues[user]):
-                if queue.qsize() < _MOST_QUEUED:
-                    queue.put_nowait(text)
-                else:
-                    queue.put_nowait(None)
-
-    async def serve(self, websocket: WebSocket, user: str) -> None:
-        """Run the live socket of one page."""
-        await websocket.accept()
-        queue: asyncio.Queue[str | None] = asyncio.Queue()
-        self._queues.setdefault(user, set()).add(queue)
-        writer = asyncio.create_task(self._write(websocket, queue))
-        try:
-            while True:
-                await websocket.receive_text()  # nothing is expected; this notices the end
-        except (WebSocketDisconnect, RuntimeError, KeyError):
-            pass
-        finally:
-            self._queues[user].discard(queue)
-            if not self._queues[user]:
-                del self._queues[user]
-            queue.put_nowait(None)
-            await writer
-
-    @staticmethod
-    async def _write(websocket: WebSocket, queue: asyncio.Queue[str | None]) -> None:
-        try:
-            while (text := await queue.get()) is not None:
-                await websocket.send_text(text)
-            await websocket.close()
-        except (WebSocketDisconnect, RuntimeError):
-            return
-
-    def close(self) -> None:
-        """End every live socket: the server stops."""
-        for queues in self._queues.values():
-            for queue in queues:
-                queue.put_nowait(None)
 
 
 class People:
@@ -374,7 +316,8 @@ class People:
         if block["type"] == "input" and not block.get("dispatch_action"):
             raise Refusal("This input tells the app only when the form is submitted.")
         try:
-            values = {**(data.get("state") or {})}
+            state: Json = data.get("state") or {}
+            values: Json = state.get("values", state)  # Slack's own wrapping, or without it
             self._modals.enter(view, values)
             if state_key(element):
                 given = {"type": element["type"], **_given(data)}

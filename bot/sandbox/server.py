@@ -22,12 +22,12 @@ from urllib.parse import parse_qsl, unquote
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route, WebSocketRoute
 
 from bot.sandbox.journal import Fault, FaultKind, Faults, Journal
 from bot.sandbox.modals import Modals
-from bot.sandbox.people import Pages, People, Refusal
+from bot.sandbox.people import People, Refusal
+from bot.sandbox.screens import Pages
 from bot.sandbox.socketmode import ACK_SECONDS, Link
 from bot.sandbox.webapi import Reply, Tokens, WebApi, rate_limited
 from bot.sandbox.workspace import AppManifest, SlackError, Workspace, WorkspaceSeed
@@ -336,6 +336,12 @@ class _Front:
     async def _index(self, _request: Request) -> Response:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
+    async def _page(self, request: Request) -> Response:
+        found = {path.name: path for path in PAGE.iterdir()}.get(request.path_params["name"])
+        if found is None:
+            return Response("no such file", 404)
+        return FileResponse(found, headers={"Cache-Control": "no-cache"})
+
     async def _archive(self, request: Request) -> Response:
         """Follow a permalink to its place in the page."""
         raw = request.path_params["ts"].removeprefix("p")
@@ -351,7 +357,7 @@ class _Front:
             return
         await self._pages.serve(websocket, user)
 
-    def _routes(self) -> list[Route | Mount | WebSocketRoute]:
+    def _routes(self) -> list[Route | WebSocketRoute]:
         people, faults = self._people, self._faults
 
         def get(path: str, answer: Callable[[Request], Json]) -> Route:
@@ -381,7 +387,7 @@ class _Front:
 
         return [
             Route("/", self._index),
-            Mount("/page", StaticFiles(directory=PAGE, check_dir=False)),
+            Route("/page/{name}", self._page),
             Route("/archives/{channel}/{ts}", self._archive),
             Route("/upload/{file_id}", self._upload, methods=["POST"]),
             Route("/files/{file_id}/{name}", self._download),

@@ -11,34 +11,27 @@ Rules:
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 import mimetypes
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from bot.sandbox.blocks import Surface, check_blocks, fill_ids
+from bot.sandbox.arguments import MOST_TEXT_OF_UPDATE, PAGE, Said, between, flag, page_of, parsed, read_message
 from bot.sandbox.workspace import APP_ID, BOT_ID, BOT_USER, Message, Room, SlackError, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from bot.sandbox.modals import Modals
     from bot.sandbox.socketmode import Link
 
 Json = dict[str, Any]
-_T = TypeVar("_T")
 
 #: Calls per minute of each tier (https://docs.slack.dev/apis/web-api/rate-limits). Tier 1 promises one per minute and
 #: tolerates bursts; ten are let through at once because an app may open its ten sockets at once.
 TIERS: Final = {1: 10, 2: 20, 3: 50, 4: 100, 9: 600}
 POSTS_AT_ONCE: Final = 5  # chat.postMessage: one per second and channel, and a short burst
-MOST_TEXT: Final = 40_000
-MOST_TEXT_OF_UPDATE: Final = 4_000
-PAGE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +203,7 @@ class WebApi:
             blocks=said.blocks,
             attachments=said.attachments,
             thread_ts=None if thread_ts is None else str(thread_ts),
-            broadcast=_flag(args.get("reply_broadcast")),
+            broadcast=flag(args.get("reply_broadcast")),
             metadata=said.metadata,
         )
         return {"channel": room.id, "ts": message.ts, "message": self._workspace.api_message(message)}
@@ -298,7 +291,7 @@ class WebApi:
     def users_list(self, args: Json) -> Json:
         """users.list."""
         people = [self._workspace.user_json(person) for person in self._workspace.people.values()]
-        page, more = _page(people, args, usual=PAGE)
+        page, more = page_of(people, args, usual=PAGE)
         return {"members": page, "cache_ts": int(self._clock()), **more}
 
     def usergroups_list(self, args: Json) -> Json:
@@ -315,9 +308,9 @@ class WebApi:
                 "is_external": False,
                 "date_delete": 0,
             }
-            if _flag(args.get("include_users")):
+            if flag(args.get("include_users")):
                 body["users"] = list(group.members)
-            if _flag(args.get("include_count")):
+            if flag(args.get("include_count")):
                 body["user_count"] = len(group.members)
             groups.append(body)
         return {"usergroups": groups}
@@ -359,14 +352,14 @@ class WebApi:
         """conversations.info."""
         room = self._room_to_read(args, "read")
         body = self._channel_json(room)
-        if _flag(args.get("include_num_members")):
+        if flag(args.get("include_num_members")):
             body["num_members"] = len(room.members)
         return {"channel": body}
 
     def conversations_members(self, args: Json) -> Json:
         """conversations.members."""
         room = self._room_to_read(args, "read")
-        page, more = _page(sorted(room.members), args, usual=100)
+        page, more = page_of(sorted(room.members), args, usual=100)
         return {"members": page, **more}
 
     def conversations_list(self, args: Json) -> Json:
@@ -380,19 +373,19 @@ class WebApi:
             self._need(families[kind.strip()])
             rooms += [room for room in self._workspace.rooms.values() if _type_of(room) == kind.strip()]
         rooms = [room for room in rooms if not room.is_private or BOT_USER in room.members]
-        if _flag(args.get("exclude_archived")):
+        if flag(args.get("exclude_archived")):
             rooms = [room for room in rooms if not room.is_archived]
-        page, more = _page([self._channel_json(room) for room in rooms], args, usual=100)
+        page, more = page_of([self._channel_json(room) for room in rooms], args, usual=100)
         return {"channels": page, **more}
 
     def conversations_history(self, args: Json) -> Json:
         """conversations.history: newest first, without replies."""
         room = self._room_to_read(args, "history")
-        low, high = _between(room.top, args)
+        low, high = between(room.top, args)
         wanted = room.top[low:high]
         wanted.reverse()
-        page, more = _page(wanted, args, usual=100, most=999)
-        whole = _flag(args.get("include_all_metadata"))
+        page, more = page_of(wanted, args, usual=100, most=999)
+        whole = flag(args.get("include_all_metadata"))
         messages = [self._workspace.api_message(room.messages[ts], with_metadata=whole) for ts in page]
         return {"messages": messages, "has_more": bool(more), "pin_count": 0, **more}
 
@@ -401,10 +394,10 @@ class WebApi:
         room = self._room_to_read(args, "history")
         thread = self._workspace.thread_of(room, str(args.get("ts", "")))
         replies = [message.ts for message in thread[1:]]
-        low, high = _between(replies, args)
+        low, high = between(replies, args)
         wanted = [thread[0].ts, *replies[low:high]]
-        page, more = _page(wanted, args, usual=PAGE)
-        whole = _flag(args.get("include_all_metadata"))
+        page, more = page_of(wanted, args, usual=PAGE)
+        whole = flag(args.get("include_all_metadata"))
         messages = [self._workspace.api_message(room.messages[ts], with_metadata=whole) for ts in page]
         return {"messages": messages, "has_more": bool(more), **more}
 
@@ -424,7 +417,7 @@ class WebApi:
         if person.deleted:
             raise SlackError("user_disabled")
         room = self._workspace.direct(BOT_USER, person.id)
-        return {"channel": self._channel_json(room) if _flag(args.get("return_im")) else {"id": room.id}}
+        return {"channel": self._channel_json(room) if flag(args.get("return_im")) else {"id": room.id}}
 
     def conversations_join(self, args: Json) -> Json:
         """conversations.join: public channels only."""
@@ -503,7 +496,7 @@ class WebApi:
 
     def files_complete_upload(self, args: Json) -> Json:
         """files.completeUploadExternal: share the uploaded files in one message of a channel or direct message."""
-        given = _parsed(args.get("files"))
+        given = parsed(args.get("files"))
         if not isinstance(given, list) or not given:
             raise SlackError("invalid_arguments")
         targets = [str(args["channel_id"])] if args.get("channel_id") else str(args.get("channels") or "").split(",")
@@ -566,7 +559,7 @@ class WebApi:
         room = self._workspace.rooms[right.channel]
         original = right.message_ts
         whisper = self._workspace.ephemerals.get(right.user, {}).get(original or "")
-        if _flag(args.get("delete_original")):
+        if flag(args.get("delete_original")):
             right.uses += 1
             if whisper is not None:
                 self._workspace.drop_whisper(whisper)
@@ -575,10 +568,10 @@ class WebApi:
             return {}
         said = read_message(args)
         right.uses += 1
-        if _flag(args.get("replace_original")) and whisper is not None:
+        if flag(args.get("replace_original")) and whisper is not None:
             whisper.text, whisper.blocks = said.text, said.blocks
             self._workspace.show_whisper(whisper)
-        elif _flag(args.get("replace_original")) and original in room.messages:
+        elif flag(args.get("replace_original")) and original in room.messages:
             self._workspace.edit(room, room.messages[original], by=BOT_USER, text=said.text, blocks=said.blocks)
         else:
             self.say(room, right.user, said, args, thread_ts=args.get("thread_ts") and str(args["thread_ts"]))
@@ -594,116 +587,8 @@ class WebApi:
             self._workspace.whisper(room, user, said.text, blocks=said.blocks, thread_ts=thread_ts)
 
 
-# --- Reading arguments --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a message says, checked; blocks have their ids."""
-
-    text: str
-    blocks: list[Json] | None
-    attachments: list[Json] | None
-    metadata: Json | None
-
-
-def read_message(args: Json, *, most_text: int = MOST_TEXT) -> Said:
-    """Check the parts of a message as Slack does.
-
-    Raises:
-        SlackError: ``no_text``, ``msg_too_long``, ``invalid_blocks_format``, ``invalid_blocks`` (with the places),
-            ``invalid_attachments``, ``invalid_metadata_format``.
-
-    """
-    blocks = _parsed(args.get("blocks"))
-    errors: list[str] = []
-    if blocks is not None:
-        if not isinstance(blocks, list):
-            raise SlackError("invalid_blocks_format")
-        errors = check_blocks(blocks, Surface.MESSAGE)
-    attachments = _parsed(args.get("attachments"))
-    if attachments is not None:
-        if not isinstance(attachments, list) or not all(isinstance(part, dict) for part in attachments):
-            raise SlackError("invalid_attachments")
-        for index, part in enumerate(attachments):
-            errors += check_blocks(part.get("blocks") or [], Surface.MESSAGE, at=f"/attachments/{index}/blocks")
-    if errors:
-        messages = [f"[ERROR] {error}" for error in errors]
-        raise SlackError("invalid_blocks", errors=errors, response_metadata={"messages": messages})
-    text = args.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise SlackError("no_text")
-    if len(text) > most_text:
-        raise SlackError("msg_too_long")
-    metadata = _parsed(args.get("metadata"))
-    if metadata is not None and (
-        not isinstance(metadata, dict)
-        or (metadata and not isinstance(metadata.get("event_type"), str))
-        or (metadata and not isinstance(metadata.get("event_payload"), dict))
-    ):
-        raise SlackError("invalid_metadata_format")
-    return Said(
-        text,
-        None if blocks is None else fill_ids(blocks),
-        None if attachments is None else [_with_ids(part) for part in attachments],
-        metadata,
-    )
-
-
-def _with_ids(attachment: Json) -> Json:
-    return {**attachment, "blocks": fill_ids(attachment["blocks"])} if attachment.get("blocks") else attachment
-
-
-def _parsed(value: object) -> object:
-    """Return nested arguments of a form post, which are JSON in a string; anything unreadable stays a string."""
-    if isinstance(value, str):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _flag(value: object) -> bool:
-    return value in (True, 1, "1", "true", "True")
-
-
 def _type_of(room: Room) -> str:
     return "im" if room.kind == "im" else "private_channel" if room.is_private else "public_channel"
-
-
-def _between(times: Sequence[str], args: Json) -> tuple[int, int]:
-    """Return the range of rising times within ``oldest`` and ``latest``."""
-    inclusive = _flag(args.get("inclusive"))
-    low, high = 0, len(times)
-    if args.get("oldest"):
-        oldest = _full(args["oldest"])
-        low = bisect_left(times, oldest) if inclusive else bisect_right(times, oldest)
-    if args.get("latest"):
-        latest = _full(args["latest"])
-        high = bisect_right(times, latest) if inclusive else bisect_left(times, latest)
-    return low, max(low, high)
-
-
-def _full(value: object) -> str:
-    whole, _, rest = str(value).partition(".")
-    return f"{whole}.{(rest + '000000')[:6]}" if whole != "0" else "0"
-
-
-def _page(items: Sequence[_T], args: Json, *, usual: int, most: int = PAGE) -> tuple[Sequence[_T], Json]:
-    """Return one page and, when there is more, the cursor for the next."""
-    try:
-        limit = int(args.get("limit") or usual)
-        start = int(base64.urlsafe_b64decode(str(args["cursor"])).decode()) if args.get("cursor") else 0
-    except ValueError:
-        raise SlackError("invalid_cursor" if args.get("cursor") else "invalid_limit") from None
-    if not 1 <= limit <= most:
-        raise SlackError("invalid_limit")
-    end = start + limit
-    if end >= len(items):
-        return items[start:end], {}
-    cursor = base64.urlsafe_b64encode(str(end).encode()).decode()
-    return items[start:end], {"response_metadata": {"next_cursor": cursor}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,30 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from bot.sandbox.blocks import mrkdwn_of
+from bot.sandbox.answers import mrkdwn_of
+from bot.sandbox.seed import AppManifest, Channel, Group, Person, WorkspaceSeed
+
+__all__ = [
+    "APP_ID",
+    "BOT_ID",
+    "BOT_USER",
+    "SLACKBOT",
+    "AppManifest",
+    "Channel",
+    "Emit",
+    "Group",
+    "Message",
+    "Person",
+    "Room",
+    "Screens",
+    "SlackError",
+    "Workspace",
+    "WorkspaceSeed",
+]
 
 Json = dict[str, Any]
 Emit = Callable[[Json], None]
@@ -45,106 +64,6 @@ class Screens(Protocol):
 
     def show(self, audience: Collection[str] | None, payload: Json) -> None:
         """Send to the pages of these people (None: everybody's) without waiting."""
-
-
-# --- The seed -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Person:
-    """A person of the workspace, or a visitor when ``team_id`` names another workspace."""
-
-    id: str
-    name: str
-    real_name: str
-    title: str = ""
-    is_bot: bool = False
-    is_guest: bool = False
-    is_single_channel_guest: bool = False
-    deleted: bool = False
-    team_id: str = ""
-    tz: str = "UTC"
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """A channel to begin with; ``members`` are user ids and may include the app's bot user."""
-
-    id: str
-    name: str
-    topic: str = ""
-    members: tuple[str, ...] = ()
-    is_private: bool = False
-    is_archived: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A user group, mentioned as ``@handle``."""
-
-    id: str
-    handle: str
-    name: str
-    members: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkspaceSeed:
-    """What the workspace contains when it starts."""
-
-    team_id: str = "T0SANDBOX"
-    team_name: str = "Sandbox"
-    people: tuple[Person, ...] = ()
-    channels: tuple[Channel, ...] = ()
-    groups: tuple[Group, ...] = ()
-
-    @classmethod
-    def from_mapping(cls, data: Mapping[str, Any]) -> WorkspaceSeed:
-        """Read a seed from parsed YAML: the same words as the fields, ``team: {id, name}``."""
-        team = data.get("team", {})
-        return cls(
-            team_id=team.get("id", cls().team_id),
-            team_name=team.get("name", cls().team_name),
-            people=tuple(Person(**person) for person in data.get("people", ())),
-            channels=tuple(Channel(**{**c, "members": tuple(c.get("members", ()))}) for c in data.get("channels", ())),
-            groups=tuple(Group(**{**g, "members": tuple(g.get("members", ()))}) for g in data.get("groups", ())),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class AppManifest:
-    """What the app's manifest says and the workspace enforces."""
-
-    name: str
-    display_name: str
-    scopes: frozenset[str]
-    events: frozenset[str]
-    commands: tuple[Json, ...]
-    shortcuts: tuple[Json, ...]
-    home_tab: bool
-    messages_tab: bool
-    messages_read_only: bool
-    interactive: bool
-
-    @classmethod
-    def from_mapping(cls, data: Mapping[str, Any]) -> AppManifest:
-        """Read a parsed ``manifest.yml``; a missing section means that the feature is off, as in Slack."""
-        features = data.get("features", {})
-        settings = data.get("settings", {})
-        home = features.get("app_home", {})
-        name = data["display_information"]["name"]
-        return cls(
-            name=name,
-            display_name=features.get("bot_user", {}).get("display_name", name),
-            scopes=frozenset(data.get("oauth_config", {}).get("scopes", {}).get("bot", ())),
-            events=frozenset(settings.get("event_subscriptions", {}).get("bot_events", ())),
-            commands=tuple(features.get("slash_commands", ())),
-            shortcuts=tuple(features.get("shortcuts", ())),
-            home_tab=bool(home.get("home_tab_enabled")),
-            messages_tab=bool(home.get("messages_tab_enabled")),
-            messages_read_only=bool(home.get("messages_tab_read_only_enabled")),
-            interactive=bool(settings.get("interactivity", {}).get("is_enabled")),
-        )
 
 
 # --- Rooms and messages -------------------------------------------------------------------------------------------
