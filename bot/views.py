@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from storage.audit import Record
-    from workflows.desk import Case
+    from workflows.door import Case
     from workflows.policy import Policy
 
 # --- the words that Slack sends back ----------------------------------------------------------------------------------
@@ -189,19 +189,20 @@ def _was_issued(case: Case) -> bool:
 
 
 def _is_open_to(case: Case, action: Action) -> bool:
-    return bool(allowed_roles(State(case.request.state), action))
+    return bool(allowed_roles(case.state, action))
 
 
-def _threshold(case: Case, policy: Policy) -> str:
+def threshold_text(case: Case, policy: Policy) -> str:
+    """Return the threshold that is said to be met; its id where the policy no longer has it; not escaped."""
     account = policy.accounts.get(case.request.account)
     found = account.thresholds.get(case.request.threshold) if account else None
     return found.text if found else case.request.threshold
 
 
-def _clock(case: Case) -> str:
-    """Return what happens when, if nobody does anything; empty where nothing does."""
+def clock_words(case: Case) -> str:
+    """Return, for ``mrkdwn``, what happens when, if nobody does anything; empty where nothing does."""
     row = case.request
-    match State(row.state):
+    match case.state:
         case State.PENDING if row.lapse_at:
             return f"Lapses {when(row.lapse_at)} without enough approvals."
         case State.APPROVED if row.lapse_at:
@@ -221,7 +222,7 @@ def _ending(case: Case) -> str:
     row = case.request
     who = mention(row.ended_by_user) if row.ended_by_user else "somebody"
     denial = next((d for d in case.decisions if d.answer == Answer.DENY), None)
-    match State(row.state):
+    match case.state:
         case State.DENIED:
             return f"Denied by {mention(denial.person)}." if denial else "Denied."
         case State.WITHDRAWN:
@@ -250,7 +251,7 @@ def _why(case: Case, policy: Policy) -> Block:
     parts = [
         label("Why"),
         typed(row.reason),
-        label("Documented threshold", _threshold(case, policy)),
+        label("Documented threshold", threshold_text(case, policy)),
         label("Tried on the standard path"),
         typed(row.standard_path),
         label("Incident", row.incident),
@@ -299,7 +300,8 @@ def _review_words(findings: str, follow_ups: Sequence[Mapping[str, Any]]) -> lis
 # --- buttons ----------------------------------------------------------------------------------------------------------
 
 
-def _deciding(case: Case, policy: Policy) -> list[Block]:
+def deciding(case: Case, policy: Policy) -> list[Block]:
+    """Return a custodian's buttons while there is something to decide."""
     row = case.request
     account, level = titles(case, policy)
     span = say_duration(timedelta(seconds=row.asked_seconds))
@@ -332,6 +334,21 @@ def _withdrawing(case: Case) -> list[Block]:
     return [button("Withdraw", WITHDRAW, value(case), confirm=ask_first, hint=f"Withdraw {case.request.id}")]
 
 
+def _revealing(case: Case) -> list[Block]:
+    if not _is_open_to(case, Action.REVEAL):
+        return []
+    name = case.request.id
+    if not _was_issued(case):
+        return [button("Reveal", REVEAL, value(case), style="primary", hint=f"Reveal the credential of {name}")]
+    ask_first = confirm(
+        "Show a fresh credential?",
+        "It was not kept, so it cannot be shown twice. A fresh one is issued and the earlier one ends, with every "
+        "session opened with it. The end stays the same.",
+        "Show a fresh one",
+    )
+    return [button("Show again", REVEAL, value(case), confirm=ask_first, hint=f"Fresh credential for {name}")]
+
+
 def _releasing(case: Case) -> list[Block]:
     if not _is_open_to(case, Action.RELEASE):
         return []
@@ -362,10 +379,16 @@ def _revoking(case: Case) -> list[Block]:
     return [button("Revoke", REVOKE, value(case), style="danger", confirm=ask_first, hint=f"Revoke {case.request.id}")]
 
 
-def _reviewing(case: Case) -> list[Block]:
+def reviewing(case: Case) -> list[Block]:
+    """Return a reviewer's button while the review is due."""
     if not _is_open_to(case, Action.REVIEW):
         return []
     return [button("File review…", REVIEW, value(case), style="primary", hint=f"File the review of {case.request.id}")]
+
+
+def requesting(case: Case) -> list[Block]:
+    """Return the requester's buttons."""
+    return [*_withdrawing(case), *_revealing(case), *_releasing(case)]
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -376,16 +399,16 @@ def _head(case: Case, policy: Policy) -> tuple[str, str]:
     row = case.request
     span = say_duration(_granted(case))
     line = f"{mention(row.requester)} asks for *{what(case, policy)}* for {span}."
-    return line, f"{row.id}: {state_words(State(row.state))}. {mention(row.requester)}, {what(case, policy)}, {span}."
+    return line, f"{row.id}: {state_words(case.state)}. {mention(row.requester)}, {what(case, policy)}, {span}."
 
 
 def _facts(case: Case, policy: Policy) -> tuple[str, list[Block]]:
     """Return the text and the blocks that the card and the custodians' messages have in common."""
     row = case.request
     line, text = _head(case, policy)
-    below = [part for part in (_ending(case), _clock(case)) if part]
+    below = [part for part in (_ending(case), clock_words(case)) if part]
     blocks = [
-        header(f"{state_words(State(row.state))} · {row.id}"),
+        header(f"{state_words(case.state)} · {row.id}"),
         section("\n".join((line, *below))),
         _why(case, policy),
         section(_votes(case, policy)),
@@ -399,7 +422,7 @@ def card(case: Case, policy: Policy, *, now: datetime) -> Message:
     del now
     text, blocks = _facts(case, policy)
     blocks += actions(
-        BUTTONS, [*_deciding(case, policy), *_withdrawing(case), *_releasing(case), *_revoking(case), *_reviewing(case)]
+        BUTTONS, [*deciding(case, policy), *_withdrawing(case), *_releasing(case), *_revoking(case), *reviewing(case)]
     )
     row = case.request
     small = f"Asked {when(row.opened_at)} · every click is on record · rules in force {escape(row.policy_hash[:8])}"
@@ -411,7 +434,7 @@ def ask(case: Case, policy: Policy, *, now: datetime) -> Message:
     del now
     text, blocks = _facts(case, policy)
     row = case.request
-    if buttons := _deciding(case, policy):
+    if buttons := deciding(case, policy):
         say_it = f"You are a custodian of {escape(titles(case, policy)[0], 100)}. Please decide."
         blocks = [blocks[0], section(say_it), *blocks[1:], *actions(BUTTONS, buttons)]
         return Message(f"{row.id} needs your decision. {text}", blocks)
@@ -436,8 +459,8 @@ def own(case: Case, policy: Policy, *, now: datetime) -> Message:
         lines.append("When they have, you get a message here with a button that opens the credential.")
     elif _is_open_to(case, Action.REVEAL):
         lines.append(f"Approved by {people(_approvers(case))}. The message with the button is below.")
-    lines += [part for part in (_ending(case), _clock(case)) if part]
-    blocks = [header(f"{state_words(State(row.state))} · {row.id}"), section("\n".join(lines))]
+    lines += [part for part in (_ending(case), clock_words(case)) if part]
+    blocks = [header(f"{state_words(case.state)} · {row.id}"), section("\n".join(lines))]
     if denial := next((d for d in case.decisions if d.answer == Answer.DENY and d.reason), None):
         blocks.append(rich([label("Why it was denied"), typed(denial.reason or "")]))
     return Message(text, blocks + actions(BUTTONS, _withdrawing(case)))
@@ -449,30 +472,16 @@ def handover(case: Case, policy: Policy, *, now: datetime) -> Message:
     row = case.request
     _, text = _head(case, policy)
     lines = [f"*{what(case, policy)}* for {say_duration(_granted(case))}, approved by {people(_approvers(case))}."]
-    buttons: list[Block] = []
     if _is_open_to(case, Action.REVEAL):
         if _was_issued(case):
-            again = confirm(
-                "Show a fresh credential?",
-                "It was not kept, so it cannot be shown twice. A fresh one is issued and the earlier one ends, with "
-                "every session opened with it. The end stays the same.",
-                "Show a fresh one",
-            )
             lines.append("The credential was shown to you once and is not kept anywhere. Lost it? Press *Show again*.")
-            buttons.append(
-                button("Show again", REVEAL, value(case), confirm=again, hint=f"Fresh credential for {row.id}")
-            )
         else:
             lines.append("Press *Reveal* when you are ready to work: the credential is made at that moment.")
-            buttons.append(
-                button("Reveal", REVEAL, value(case), style="primary", hint=f"Reveal the credential of {row.id}")
-            )
-    lines += [part for part in (_ending(case), _clock(case)) if part]
-    buttons += _releasing(case)
+    lines += [part for part in (_ending(case), clock_words(case)) if part]
     if _is_open_to(case, Action.RELEASE):
         lines.append("Finished early? Press *Done*.")
-    blocks = [header(f"{state_words(State(row.state))} · {row.id}"), section("\n".join(lines))]
-    return Message(text, blocks + actions(BUTTONS, buttons))
+    blocks = [header(f"{state_words(case.state)} · {row.id}"), section("\n".join(lines))]
+    return Message(text, blocks + actions(BUTTONS, [*_revealing(case), *_releasing(case)]))
 
 
 def warning(case: Case, policy: Policy, *, now: datetime) -> Message:
@@ -484,8 +493,8 @@ def warning(case: Case, policy: Policy, *, now: datetime) -> Message:
         second = f"{what(case, policy)}. Still needed? Ask again with `{COMMAND}`."
         text = f"{row.id} ends in about two minutes ({utc(row.expires_at)}). Save your work now."
         return Message(text, [section(f"{first}\n{second}"), *actions(BUTTONS, _releasing(case))])
-    lines = [f"*{row.id}*: {state_words(State(row.state))}.", _ending(case)]
-    return Message(f"{row.id}: {state_words(State(row.state))}.", [section("\n".join(part for part in lines if part))])
+    lines = [f"*{row.id}*: {state_words(case.state)}.", _ending(case)]
+    return Message(f"{row.id}: {state_words(case.state)}.", [section("\n".join(part for part in lines if part))])
 
 
 def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
@@ -516,7 +525,7 @@ def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
             _why(case, policy),
             section(_votes(case, policy)),
             *_review(case),
-            *actions(BUTTONS, _reviewing(case)),
+            *actions(BUTTONS, reviewing(case)),
         ],
     )
 

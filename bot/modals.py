@@ -1,0 +1,450 @@
+"""What is opened in front of a person: the forms, the credential, the Home tab, the answers to commands?
+
+Rules
+-----
+* Block ids and action ids of an input are the same word (see ``views``). Slack keeps what was typed in a block while
+  its ids stay, so a redrawn form loses nothing.
+* What a choice depends on is drawn once that choice is made: levels and thresholds below an account, the time below a
+  level. So no input ever offers what the other account had.
+* The forms say what will happen next; the words are for somebody at three in the morning.
+* :func:`credential` alone shows a secret. A modal is not part of any message history.
+
+This module is pure.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from bot import views
+from bot.blockkit import (
+    MOST_OPTIONS,
+    Block,
+    actions,
+    button,
+    clean,
+    clip,
+    context,
+    copyable,
+    divider,
+    escape,
+    header,
+    joined,
+    label,
+    mention,
+    people,
+    plain_text,
+    rich,
+    say,
+    section,
+    typed,
+    utc,
+    when,
+)
+from storage.models import Outcome
+from workflows.policy import WORDS, say_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from workflows.door import Case
+    from workflows.engines import Credential
+    from workflows.policy import Account, Level, Policy, Verdict
+
+View = dict[str, Any]
+
+YES: Final = "yes"
+NO: Final = "no"
+_MOST_INPUT: Final = 3000  # characters of a plain_text_input
+_LISTED: Final = 14  # cases under one heading of the Home tab
+# What a credential may have, by its attribute, and what the person at the keyboard calls it.
+_VALUES: Final = (
+    ("User", "username"),
+    ("Password", "password"),
+    ("Host", "host"),
+    ("Port", "port"),
+    ("Database", "database"),
+)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _modal(callback_id: str, title: str, blocks: Sequence[Block], *, submit: str = "", about: str = "") -> View:
+    view: View = {
+        "type": "modal",
+        "callback_id": callback_id,
+        "title": plain_text(title, 24),
+        "close": plain_text("Cancel" if submit else "Close", 24),
+        "blocks": list(blocks),
+        "private_metadata": about,
+    }
+    if submit:
+        view["submit"] = plain_text(submit, 24)
+    return view
+
+
+def _input(word: str, text: str, element: Block, *, hint: str = "", optional: bool = False) -> Block:
+    block: Block = {
+        "type": "input",
+        "block_id": word,
+        "label": plain_text(text, 2000),
+        "element": {**element, "action_id": word},
+        "optional": optional,
+    }
+    if hint:
+        block["hint"] = plain_text(hint, 2000)
+    return block
+
+
+def _text(
+    *, placeholder: str, initial: str = "", is_long: bool = False, least: int = 0, most: int = _MOST_INPUT
+) -> Block:
+    element: Block = {
+        "type": "plain_text_input",
+        "multiline": is_long,
+        "max_length": most,
+        "placeholder": plain_text(placeholder, 150),
+    }
+    if least > 1:
+        element["min_length"] = least
+    if initial := clip(clean(initial, is_line=not is_long), most):
+        element["initial_value"] = initial
+    return element
+
+
+def _option(text: str, value: str) -> Block:
+    return {"text": plain_text(text, 75), "value": value}
+
+
+def _choice(kind: str, options: Sequence[Block], chosen: str | None, placeholder: str = "") -> Block:
+    element: Block = {"type": kind, "options": list(options)}
+    if placeholder:
+        element["placeholder"] = plain_text(placeholder, 150)
+    if found := next((option for option in options if option["value"] == chosen), None):
+        element["initial_option"] = found
+    return element
+
+
+def sentence(title: str, text: str) -> View:
+    """Return a modal that says one thing: any refusal, any "done"."""
+    return _modal(views.NOTICE, title, [section(say(text) or "Nothing is known about this.")])
+
+
+def loading(title: str) -> View:
+    """Return what is opened within the trigger's three seconds, before anything is looked up."""
+    return _modal(views.NOTICE, title, [section("⏳ One moment…")])
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def request_form(
+    accounts: Sequence[Account],
+    policy: Policy,
+    *,
+    account: Account | None,
+    level: Level | None,
+    verdict: Verdict | None,
+    values: Mapping[str, str] = MappingProxyType({}),
+) -> View:
+    """Return the request form. ``values``: what is filled in so far, by block id."""
+    blocks: list[Block] = []
+    if not accounts:
+        return sentence("Emergency access", "The policy has no account that you may ask for. Ask your team's lead.")
+    offered = list(accounts[:MOST_OPTIONS])
+    if account is not None and account not in offered:
+        offered[-1] = account
+    options = [_option(entry.title, entry.name) for entry in offered]
+    blocks.append(
+        _dispatching(
+            _input(
+                views.ACCOUNT,
+                "What do you need to get into?",
+                _choice("static_select", options, account.name if account else None, "Choose an account"),
+            )
+        )
+    )
+    if account is not None:
+        blocks += _about(account, level, verdict, policy)
+        chosen = [_option(_level_text(entry), entry.name) for entry in account.levels.values()]
+        name = level.name if level else None
+        blocks.append(
+            _dispatching(
+                _input(views.LEVEL, "How much access?", _choice("static_select", chosen, name, "Choose a level"))
+            )
+        )
+        blocks.append(_thresholds(account, values.get(views.THRESHOLD)))
+    blocks += _words(account, values)
+    if level is not None:
+        blocks.append(
+            _input(
+                views.DURATION,
+                "For how long?",
+                _text(
+                    placeholder=_short(level.default),
+                    initial=values.get(views.DURATION, "") or _short(level.default),
+                    most=20,
+                ),
+                hint=f"Such as 15m or 1h. At most {say_duration(level.longest)}, counted from when you open it.",
+            )
+        )
+    return _modal(views.OPEN_FORM, "Emergency access", blocks, submit="Ask for access")
+
+
+def _dispatching(block: Block) -> Block:
+    return {**block, "dispatch_action": True}
+
+
+def _level_text(level: Level) -> str:
+    return f"{level.title} (up to {_short(level.longest)})" if len(level.title) < 55 else level.title
+
+
+def _about(account: Account, level: Level | None, verdict: Verdict | None, policy: Policy) -> list[Block]:
+    lines = [escape(account.system, 400), f"*First try*: {escape(account.standard_path, 1100)}"]
+    asked = verdict.custodians if verdict else ()
+    lines.append(f"*Who is asked*: {people(asked)}. Owner: {mention(account.owner)}.")
+    if level is not None and verdict is not None:
+        sign = "🔑" if verdict.is_allowed else "⛔"
+        lines.append(f"{sign} *{say(verdict.sentence, 600).replace('*', '')}*")
+    small = (
+        "Leadership and security are told at once, every step is on record, and the use is reviewed within "
+        f"{say_duration(policy.review_within)}."
+    )
+    return [*(section(text) for text in joined(lines)), context(small)]
+
+
+def _thresholds(account: Account, chosen: str | None) -> Block:
+    # An option shows 75 characters; a threshold may be longer, so its full text stands in the hint.
+    entries = list(account.thresholds.values())
+    options = [_option(entry.text, entry.id) for entry in entries]
+    cut = [entry.text for entry in entries if len(entry.text) > 75]
+    return _input(
+        views.THRESHOLD,
+        "Which documented threshold is met?",
+        _choice("radio_buttons" if len(options) <= 10 else "static_select", options, chosen),
+        hint="In full: " + " / ".join(cut) if cut else "",
+    )
+
+
+def _words(account: Account | None, values: Mapping[str, str]) -> list[Block]:
+    def text(word: str, placeholder: str, *, is_long: bool = True) -> Block:
+        least, most = WORDS[word]
+        return _text(
+            placeholder=placeholder, initial=values.get(word, ""), is_long=is_long, least=least, most=min(most, 3000)
+        )
+
+    path = f"The standard path is: {account.standard_path}" if account else ""
+    return [
+        _input(
+            views.REASON, "Why do you need it?", text(views.REASON, "What is broken, and what will you do with it?")
+        ),
+        _input(
+            views.STANDARD_PATH,
+            "What did you try first, and why is it not enough?",
+            text(views.STANDARD_PATH, "Whom did you page, when, what came back?"),
+            hint=path,
+        ),
+        _input(views.INCIDENT, "Incident reference", text(views.INCIDENT, "Such as INC-4711 or a link", is_long=False)),
+    ]
+
+
+def _short(span: timedelta) -> str:
+    """Return a duration as it is typed, "1h30m"."""
+    rest, out = int(span.total_seconds()), ""
+    for letter, unit in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, unit)
+        out += f"{count}{letter}" if count else ""
+    return out or "1m"
+
+
+# --- deciding ---------------------------------------------------------------------------------------------------------
+
+
+def deny_form(about: str) -> View:
+    """Return the form that asks for the reason. ``about`` is the button's value, "BG-7KQ2 3"."""
+    name = about.partition(" ")[0]
+    reason = _text(placeholder="The requester and the review read this", is_long=True, most=2000)
+    return _modal(
+        views.DENY_FORM,
+        f"Deny {name}",
+        [_input(views.REASON, "Why do you deny it?", reason, hint="One denial ends the request at once.")],
+        submit="Deny",
+        about=about,
+    )
+
+
+def shorten_form(case: Case, policy: Policy, about: str) -> View:
+    """Return the form that approves for a shorter time."""
+    asked = timedelta(seconds=case.request.asked_seconds)
+    blocks = [
+        section(f"{mention(case.request.requester)} asks for *{views.what(case, policy)}* for {say_duration(asked)}."),
+        rich([label("Why"), typed(case.request.reason)]),
+        _input(
+            views.DURATION,
+            "Approve for how long?",
+            _text(placeholder=_short(asked), initial=_short(asked), most=20),
+            hint=f"From 1m to {_short(asked)}. When custodians differ, the shortest time counts.",
+        ),
+    ]
+    return _modal(views.SHORTEN_FORM, f"Approve {case.request.id}", blocks, submit="Approve", about=about)
+
+
+# --- the credential ---------------------------------------------------------------------------------------------------
+
+
+def revealing(name: str) -> View:
+    """Return what stands in front of the requester while the credential is made. ``name`` is the request's id."""
+    return _modal(
+        views.CREDENTIAL,
+        name,
+        [section("🔑 Your credential is being made…\nIt appears here in a moment. Keep this window open.")],
+    )
+
+
+def credential(case: Case, made: Credential, *, now: datetime) -> View:
+    """Return the only view that shows a secret: the line to paste, then each value in a box of its own."""
+    until = case.request.expires_at or now + made.ttl
+    blocks: list[Block] = [
+        section(
+            f"*Until {when(until)}.* Press *Done* in our direct message when you are finished.\n"
+            "This is shown once and is not kept anywhere. If you lose it, press *Show again* there: you get a fresh "
+            "one, and this one ends."
+        )
+    ]
+    lines = made.lines()
+    for number, line in enumerate(lines):
+        blocks.append(rich([label("Paste this into a terminal" if number == 0 else "Or this"), copyable(line)]))
+    for text, attribute in _VALUES:
+        found = getattr(made, attribute, None)
+        if found not in (None, ""):
+            blocks.append(rich([label(text), copyable(str(found))]))
+    return _modal(views.CREDENTIAL, case.request.id, blocks)
+
+
+# --- the review -------------------------------------------------------------------------------------------------------
+
+
+def review_form(case: Case, policy: Policy, about: str) -> View:
+    """Return the review form: what was said before, then the questions."""
+    row = case.request
+    asked = [
+        section(f"{mention(row.requester)} · *{views.what(case, policy)}*\nApproved by {people(case.approvers)}."),
+        rich(
+            [
+                label("Why"),
+                typed(row.reason, 1000),
+                label("Documented threshold", views.threshold_text(case, policy)),
+                label("Tried on the standard path"),
+                typed(row.standard_path, 1000),
+            ]
+        ),
+        divider(),
+    ]
+    both = [_option("Yes", YES), _option("No", NO)]
+    verdicts = [_option(views.outcome_words(outcome).capitalize(), outcome.value) for outcome in Outcome]
+    blocks = [
+        *asked,
+        _input(views.THRESHOLD_MET, "Was the documented threshold met?", _choice("radio_buttons", both, None)),
+        _input(
+            views.STANDARD_PATH_ENOUGH, "Could standard escalation have worked?", _choice("radio_buttons", both, None)
+        ),
+        _input(views.USED_AS_STATED, "Was the access used as stated?", _choice("radio_buttons", both, None)),
+        _input(views.OUTCOME, "Verdict", _choice("radio_buttons", verdicts, None)),
+        _input(views.FINDINGS, "What did you find?", _text(placeholder="Also when all was in order", is_long=True)),
+    ]
+    for number, (action, owner, due) in enumerate(views.FOLLOW_UPS, start=1):
+        blocks += [
+            _input(
+                action,
+                f"Follow-up {number}",
+                _text(placeholder="What is to be done", most=500),
+                optional=True,
+                hint="With an owner and a date, or leave all three empty." if number == 1 else "",
+            ),
+            _input(
+                owner,
+                f"Owner of follow-up {number}",
+                {"type": "users_select", "placeholder": plain_text("Choose a person", 150)},
+                optional=True,
+            ),
+            _input(due, f"Follow-up {number} is due", {"type": "datepicker"}, optional=True),
+        ]
+    return _modal(views.REVIEW_FORM, f"Review {row.id}", blocks, submit="File", about=about)
+
+
+# --- the Home tab and the answers to commands -------------------------------------------------------------------------
+
+
+def home(
+    policy: Policy, *, waiting: Sequence[Case], mine: Sequence[Case], reviews: Sequence[Case], now: datetime
+) -> View:
+    """Return the Home tab: what waits for this person, what they asked for, and how to ask."""
+    blocks: list[Block] = [
+        header("Emergency access"),
+        section(f"Type `{views.COMMAND}` in any channel, or press the button."),
+        *actions("ask", [button("Ask for access…", views.ASK, "form", style="primary")]),
+    ]
+    lists = (
+        ("Waiting for your decision", waiting, lambda case: views.deciding(case, policy)),
+        ("Your requests", mine, views.requesting),
+        ("Reviews for you to file", reviews, views.reviewing),
+    )
+    for number, (title, cases, buttons) in enumerate(lists):
+        blocks += [divider(), section(f"*{title}* ({len(cases)})")]
+        for case in cases[:_LISTED]:
+            blocks.append(section(_entry(case, policy)))
+            blocks += actions(f"{views.BUTTONS} {number} {case.request.id}", buttons(case))
+        if len(cases) > _LISTED:
+            blocks.append(context(f"And {len(cases) - _LISTED} more: type `{views.COMMAND} status`."))
+        if not cases:
+            blocks.append(context("Nothing at the moment."))
+    return {"type": "home", "blocks": [*blocks, context(f"As of {when(now)}.")]}
+
+
+def home_notice(text: str) -> View:
+    """Return a Home tab that only says why it cannot be shown."""
+    return {"type": "home", "blocks": [header("Emergency access"), section(say(text) or "-")]}
+
+
+def _entry(case: Case, policy: Policy) -> str:
+    clock = views.clock_words(case)
+    first = f"{views.state_words(case.state)} · *{case.request.id}*"
+    return f"{first}\n{mention(case.request.requester)}, {views.what(case, policy)}. {clock}".strip()
+
+
+def help_text() -> str:
+    """Return the answer to ``/breakglass help``."""
+    command = views.COMMAND
+    return "\n".join(
+        (
+            "*Emergency access, when the standard way is not enough*",
+            f"`{command}` opens the form. `{command} orders-db read 15m checkout is down` opens it filled in.",
+            f"`{command} status` lists what is open for you; `{command} status BG-7KQ2` shows one request.",
+            f"`{command} review BG-7KQ2` opens the review form, for reviewers.",
+            f"`{command} export BG-7KQ2` sends you its log, for auditors.",
+            "What happens: custodians are asked, you open the credential, it ends by itself, the use is reviewed.",
+        )
+    )
+
+
+def status_text(cases: Iterable[Case], policy: Policy) -> str:
+    """Return the answer to ``/breakglass status``."""
+    found = list(cases)
+    if not found:
+        return f"Nothing is open that concerns you. `{views.COMMAND}` asks for access."
+    texts = joined(_entry(case, policy) for case in found)
+    return texts[0] if len(texts) == 1 else f"{texts[0]}\n… and more; see the Home tab."
+
+
+def asked_text(case: Case, policy: Policy) -> str:
+    """Return what the requester reads when the form has been sent."""
+    row = case.request
+    until = f" It lapses {utc(row.lapse_at)} if too few answer." if row.lapse_at else ""
+    return (
+        f"{row.id} is asked. {views.needed(case, policy)} of {len(row.custodians)} custodians must approve: "
+        f"{people(row.custodians)}.{until} You get a direct message when there is something to do."
+    )
