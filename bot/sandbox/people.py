@@ -15,17 +15,9 @@ import asyncio
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from bot.sandbox.answers import (
-from bot.sandbox.blocks import options_of
-    BadAnswer,
-    find_element,
-    initial_values,
-    options_of,
-    read_answer,
-    state_key,
-    submit_errors,
-)
+from bot.sandbox.answers import BadAnswer, find_element, initial_values, read_answer, state_key, submit_errors
 from bot.sandbox.arguments import read_message
+from bot.sandbox.blocks import options_of
 from bot.sandbox.socketmode import Answer, Envelope, Link
 from bot.sandbox.workspace import (
     APP_ID,
