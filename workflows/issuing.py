@@ -8,7 +8,7 @@ Rules
 * One request has one credential at the most: "show again" sees the old one gone before it makes the new one.
 * The secret goes from Vault to the caller of :meth:`Issuer.issue` and nowhere else.
 * ``ended`` is written only after Vault says that the lease is gone; until then the state is ``ending``.
-* Everything here is safe twice, late and in parallel: revoking is idempotent, and the record of it is a compare-and-set.
+* All of it is safe twice, late and in parallel: revoking is idempotent, and the record of it is a compare-and-set.
 """
 
 from __future__ import annotations
@@ -203,12 +203,17 @@ class Issuer(Door):
             turn.session.add(self.new_grant(turn.row, intent.number, now))
             turn.move(Action.ABANDON, data=_told(old, why="replaced by a fresh one", lease=old.lease_id))
 
-    def _take_back(self, grant: Grant) -> bool:
-        """Revoke at Vault and say whether nothing is left. Raises :class:`Unavailable` when Vault does not answer."""
+    def _take_back(self, grant: Grant, *, unread: bool = False) -> bool:
+        """Revoke at Vault and say whether nothing is left. ``unread``: Vault refused to give the credential.
+
+        Raises :class:`Unavailable` when Vault does not answer.
+        """
         if grant.accessor is None:
             return True  # nothing is ever read with a token whose accessor is not on record: step 3 of issue()
         engine = ENGINES[grant.engine]
         self.vault.revoke_accessor(grant.accessor)
+        if unread and self.vault.accessor_is_gone(grant.accessor):
+            return True
         known = self._leases_of_others(grant)
         for attempt in range(_CONFIRM_TRIES):
             if engine.is_gone(self.vault, grant, known):
@@ -231,7 +236,7 @@ class Issuer(Door):
             log.warning("%s: cleaning up is left to the tick: %s", intent.request_id, second.reason)
 
     def _abandon(self, seen: Grant, why: str, now: datetime, *, failed: bool = False) -> None:
-        if not self._take_back(seen):
+        if not self._take_back(seen, unread=failed):
             return
         with self.turn(seen.request_id, now=now) as turn:
             grant = next(g for g in turn.grants() if g.number == seen.number)
