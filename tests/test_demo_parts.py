@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-import bot
 from bot.demo import parts
 from bot.demo.parts import OpenBao, PartFailed, Postgres, call
 from bot.demo.vault_setup import prepare_target
@@ -46,13 +46,17 @@ def _is_alive(pid):
     return True
 
 
-def _are_gone(pids, seconds=20.0):
+def _becomes_true(what, seconds=20.0):
     late = time.monotonic() + seconds
-    while any(_is_alive(pid) for pid in pids):
+    while not what():
         if time.monotonic() > late:
             return False
         time.sleep(0.02)
     return True
+
+
+def _are_gone(pids):
+    return _becomes_true(lambda: not any(_is_alive(pid) for pid in pids))
 
 
 # ---------------------------------------------------------------------------------------------------- never left behind
@@ -60,13 +64,14 @@ def _are_gone(pids, seconds=20.0):
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT", "raise"])
 def test_the_parts_end_with_their_starter(tmp_path, how):
-    """However the starter ends, also by SIGKILL, both servers are gone soon after."""
-    home = str(Path(bot.__file__).parent.parent)
+    """However the starter ends, also by SIGKILL, both servers are gone soon after, and so is their scratch."""
+    tmp = Path(tempfile.mkdtemp(prefix="breakglass-test-"))  # pytest's own is closed to PostgreSQL's account
+    tmp.chmod(0o711)
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, str(tmp_path), how],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": home},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp)},
     )
     pids = [int(word) for word in starter.stdout.readline().split()]
     assert len(pids) == 2
@@ -75,6 +80,8 @@ def test_the_parts_end_with_their_starter(tmp_path, how):
     starter.wait(30)
     starter.stdout.close()
     assert _are_gone(pids)
+    assert _becomes_true(lambda: not any(tmp.iterdir()))
+    tmp.rmdir()
 
 
 def test_stopping_twice_and_starting_twice_is_fine(tmp_path):

@@ -406,7 +406,7 @@ def test_good_settings_say_where_to_read():
     ("field", "value"),
     [
         *(("engine", value) for value in ("", "datbase", "Database")),
-        (
+        *(
             ("mount", value)
             for value in ("", "/database", "database/", "a//b", "../sys", "a/../b", "data base", "a*", "a?")
         ),

@@ -98,9 +98,14 @@ class _Running:
         return self.guard.poll() is not None
 
     def end(self) -> None:
-        """Close the pipe, which is the guard's signal, and wait until the server is gone."""
-        if self.guard.stdin is not None:
-            self.guard.stdin.close()
+        """Let go of the pipe, which is the guard's signal, and wait until the server is gone."""
+        if self.guard.stdin is not None and not self.guard.stdin.closed:
+            # The byte says that the starter is alive and clears up by itself. A guard that has ended takes no byte.
+            with contextlib.suppress(BrokenPipeError):
+                self.guard.stdin.write(b"k")
+                self.guard.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                self.guard.stdin.close()
         self.guard.wait()
 
     def kill(self) -> None:
@@ -112,14 +117,20 @@ class _Running:
 
 
 def launch(
-    command: list[str], *, log: Path, polite: signal.Signals, owner: pwd.struct_passwd | None, env: Mapping[str, str]
+    command: list[str],
+    *,
+    log: Path,
+    polite: signal.Signals,
+    env: Mapping[str, str],
+    owner: pwd.struct_passwd | None = None,
+    scratch: Path | None = None,
 ) -> _Running:
     """Start ``command`` under a guard. The log file gets everything that it says."""
     uid, gid = (owner.pw_uid, owner.pw_gid) if owner else (-1, -1)
-    guard_file = str(Path(__file__).with_name("guard.py"))
+    told = [str(Path(__file__).with_name("guard.py")), str(polite.value), str(uid), str(gid), str(scratch or "-")]
     with log.open("ab") as said:
         guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", guard_file, str(polite.value), str(uid), str(gid), *command],
+            [sys.executable, "-I", "-S", *told, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -193,6 +204,7 @@ class Part:
                     # Lost a race for a free port: take another. Anything else would fail again.
                     if self._asked_port or attempt == _TRIES - 1 or "address already in use" not in self.last_words():
                         self.port = 0
+                        self.close()
                         raise
                 else:
                     return
@@ -334,7 +346,6 @@ class OpenBao(Part):
             [str(binary), "server", f"-config={config}"],
             log=self.log,
             polite=signal.SIGTERM,
-            owner=None,
             # Nothing of the caller's environment: neither its VAULT_… and BAO_… variables nor its proxies.
             env={"PATH": os.defpath, "HOME": str(self.directory)},
         )
@@ -466,6 +477,7 @@ class Postgres(Part):
             log=self.log,
             polite=signal.SIGINT,  # "fast": sessions are cut, data is written
             owner=self._owner,
+            scratch=self._outside,
             env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
         )
         self._wait(self._is_ready)
