@@ -189,10 +189,12 @@ def encode(
         ("to", target),
         ("policy", policy),
         ("refused", refused),
-        ("person", actor.person),
-        ("team", actor.team or None),
     ):
         if word is not None and not _NAME.fullmatch(word):
+            raise ValueError(f"{name} must be 1 to 64 printable ASCII characters without spaces, not {word!r}")
+    # Slack's ids are ASCII too, but whoever exports at a shell has the name that the machine knows.
+    for name, word in (("person", actor.person), ("team", actor.team or "-")):
+        if not 0 < len(word) <= 64 or not word.isprintable() or " " in word:
             raise ValueError(f"{name} must be 1 to 64 printable characters without spaces, not {word!r}")
     members: dict[str, JSON] = {
         "v": FORMAT,

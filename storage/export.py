@@ -1,0 +1,242 @@
+"""How does evidence leave, so that whoever receives it can check it alone?
+
+Rules
+-----
+* An export stands at one head: it is read in one transaction, and every entry carries its inclusion proof to that head.
+* Bodies go out verbatim. What is for people's eyes stands beside them and is derived from them.
+* A selection by time alone is a run of the log without a hole, so that a dropped entry shows.
+* The log is shown as it is stored: a changed body is exported, and does not verify. Only what has no place in the
+  format (a log whose hashes do not lead to its own head) is refused, as :class:`storage.audit.Damaged`.
+* A spreadsheet never runs what somebody typed: cells that could be a formula get a leading apostrophe.
+
+The file is described in ``FORMAT.md``; ``verify.py`` reads it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import func, select
+
+from storage import audit, merkle
+from storage.models import Entry, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+    from typing import BinaryIO
+
+    from sqlmodel import Session
+
+FORMAT: Final = "breakglass-export/1"
+COLUMNS: Final = (
+    *("seq", "at", "event", "request", "account", "team", "who", "from", "to", "refused", "data"),
+    *("body", "leaf", "proof"),
+)
+# Excel takes a file for UTF-8 only with this mark.
+BOM: Final = b"\xef\xbb\xbf"
+_FORMULA: Final = tuple("=+-@＝＋－＠")  # noqa: RUF001 - spreadsheets take the full-width forms, too
+_ONE_LINE: Final = re.compile(r"[\r\n]")
+_PAGE: Final = 500
+_E: Final[Any] = Entry
+_R: Final[Any] = Request
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was written: how many entries, the first and last seq (None: no entry), and the head they stand at."""
+
+    count: int
+    first: int | None
+    last: int | None
+    size: int
+    root: bytes
+
+
+def export(
+    session: Session,
+    out: BinaryIO,
+    *,
+    exported_at: datetime,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    account: str | None = None,
+    request_id: str | None = None,
+    format: Literal["jsonl", "csv"] = "jsonl",  # noqa: A002 - the word that people type
+) -> Summary:
+    """Write the selected entries to ``out``, inside one :meth:`Database.read`.
+
+    ``since`` and ``until`` are aware and both included; None is open. ``account``: the entries of that account's
+    requests; ``request_id``: those of one request. Holds 64 bytes in memory for each entry of the log.
+
+    Raises :class:`storage.audit.Damaged`; whatever ``out.write`` raises passes through.
+    """
+    try:
+        return _export(session, out, exported_at, _Selection(since, until, account, request_id), is_csv=format == "csv")
+    except (TypeError, ValueError) as error:
+        found = audit.check(session)
+        if found is None:
+            raise
+        raise audit.Damaged(found.seq or 0, found.sentence) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    since: datetime | None
+    until: datetime | None
+    account: str | None
+    request_id: str | None
+
+    def members(self) -> dict[str, str | None]:
+        return {
+            "since": audit.write_time(self.since) if self.since else None,
+            "until": audit.write_time(self.until) if self.until else None,
+            "account": self.account,
+            "request": self.request_id,
+        }
+
+    def conditions(self, session: Session, size: int) -> list[Any]:
+        """Give the SQL conditions for it, in a log of ``size`` entries."""
+        in_time = []
+        if self.since is not None:
+            in_time.append(_E.at >= self.since)
+        if self.until is not None:
+            in_time.append(_E.at <= self.until)
+        if self.account is None and self.request_id is None:
+            # Clocks go backwards now and then: all between the first and the last entry of that time, or there would
+            # be holes that nobody can tell from dropped entries.
+            low, high = session.execute(select(func.min(_E.seq), func.max(_E.seq)).where(*in_time)).one()
+            if low is None:
+                return [_E.seq < 0]
+            return [_E.seq.between(low if self.since else 0, high if self.until else size - 1)]
+        if self.request_id is not None:
+            in_time.append(_E.request_id == self.request_id)
+        if self.account is not None:
+            in_time.append(_E.request_id.in_(select(_R.id).where(_R.account == self.account)))
+        return in_time
+
+
+def _export(session: Session, out: BinaryIO, exported_at: datetime, selection: _Selection, *, is_csv: bool) -> Summary:
+    head = audit.head(session)
+    tree = merkle.Tree(_leaves(session))
+    if tree.size != head.size or tree.root != head.root:
+        found = audit.check(session)
+        raise audit.Damaged(*(found if found and found.seq is not None else (head.size - 1, "It is not the head.")))
+    conditions = selection.conditions(session, head.size)
+    count, first, last = session.execute(
+        select(func.count(), func.min(_E.seq), func.max(_E.seq)).where(*conditions)
+    ).one()
+    header = {
+        "format": FORMAT,
+        "exported_at": audit.write_time(exported_at),
+        "selection": selection.members(),
+        "head": {"size": head.size, "root": head.root.hex()},
+        "count": count,
+    }
+    to_line = _csv_entry if is_csv else _jsonl_entry
+    written = sha256()
+
+    def write(line: bytes) -> None:
+        out.write(line)
+        written.update(line)
+
+    if is_csv:
+        write(BOM + csv_line(COLUMNS))
+    write(csv_fact("export", header) if is_csv else json_line(header))
+    for row in _rows(session, conditions):
+        write(to_line(row, tree.inclusion(row.seq)))
+    closing = {"count": count, "sha256": written.hexdigest()}
+    out.write(csv_fact("end", closing) if is_csv else json_line(closing))
+    return Summary(count=count, first=first, last=last, size=head.size, root=head.root)
+
+
+def _leaves(session: Session) -> Iterator[bytes]:
+    """Leaf hashes in order. Raises :class:`Damaged` at a gap, which would shift all that follows."""
+    query = select(_E.seq, _E.leaf_hash).order_by(_E.seq).execution_options(yield_per=_PAGE)
+    for expected, (seq, leaf) in enumerate(session.execute(query)):
+        if seq != expected:
+            raise audit.Damaged(expected, f"It is missing: the next stored entry is {seq}.")
+        yield leaf
+
+
+def _rows(session: Session, conditions: Sequence[Any]) -> Iterator[Any]:
+    query = (
+        select(_E.seq, _E.body, _E.leaf_hash, _R.account)
+        .join_from(Entry, Request, _R.id == _E.request_id, isouter=True)
+        .where(*conditions)
+        .order_by(_E.seq)
+    )
+    return iter(session.execute(query.execution_options(yield_per=_PAGE)))
+
+
+# --- lines, as verify.py compares them -----------------------------------------------------------------------------
+
+
+def json_line(members: Mapping[str, Any]) -> bytes:
+    """Give one line of a JSONL export: canonical, and pure ASCII, so that no program splits or redraws it."""
+    return json.dumps(members, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def _jsonl_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a row of _rows
+    return json_line(
+        {
+            "seq": row.seq,
+            "body": row.body.decode(),
+            "leaf": row.leaf_hash.hex(),
+            "proof": [step.hex() for step in proof],
+        }
+    )
+
+
+def csv_line(cells: Sequence[str]) -> bytes:
+    """Give one line of a CSV export (RFC 4180), every cell made harmless."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow([_harmless(cell) for cell in cells])
+    return line.getvalue().encode()
+
+
+def csv_fact(name: str, members: Mapping[str, Any]) -> bytes:
+    """Give the row that holds a fact about the whole file: its name in the first column, JSON under ``body``."""
+    cells = dict.fromkeys(COLUMNS, "") | {"seq": name, "body": json_line(members).decode().rstrip("\n")}
+    return csv_line(list(cells.values()))
+
+
+def _csv_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a row of _rows
+    try:
+        record = audit.parse(row.body)
+    except ValueError:
+        people = [str(row.seq), *[""] * (len(COLUMNS) - 4)]  # changed: shown as it is, and found
+    else:
+        people = people_cells(record, row.account or "")
+    body = _ONE_LINE.sub("\ufffd", row.body.decode())  # one that the log wrote has no line end
+    return csv_line([*people, body, row.leaf_hash.hex(), " ".join(step.hex() for step in proof)])
+
+
+def people_cells(record: audit.Record, account: str) -> list[str]:
+    """Give the columns that people read. All but the account follow from the body, and are compared with it."""
+    cells = [
+        str(record.seq),
+        audit.write_time(record.at),
+        record.event,
+        record.request_id or "",
+        _ONE_LINE.sub("\ufffd", account),
+        record.actor.team,
+        record.actor.person,
+        record.source or "",
+        record.target or "",
+        record.refused or "",
+        audit.canonical(record.data).decode() if record.data else "",
+    ]
+    return [_harmless(cell) for cell in cells]
+
+
+def _harmless(cell: str) -> str:
+    """Disarm what a spreadsheet would take for a formula."""
+    # Attack: an account named =HYPERLINK("http://…";"open") that runs on the auditor's machine.
+    return f"'{cell}" if cell.lstrip().startswith(_FORMULA) or cell.startswith(("\t", "\r")) else cell
