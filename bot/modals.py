@@ -36,6 +36,7 @@ from bot.blockkit import (
     mention,
     people,
     plain_text,
+    plural,
     rich,
     say,
     section,
@@ -47,9 +48,10 @@ from storage.models import Outcome
 from workflows.policy import WORDS, say_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from storage.models import Request
     from workflows.door import Case
     from workflows.engines import Credential
     from workflows.policy import Account, Level, Policy, Verdict
@@ -388,7 +390,7 @@ def home(
         section(f"Type `{views.COMMAND}` in any channel, or press the button."),
         *actions("ask", [button("Ask for access…", views.ASK, "form", style="primary")]),
     ]
-    lists = (
+    lists: tuple[tuple[str, Sequence[Case], Callable[[Case], list[Block]]], ...] = (
         ("Waiting for your decision", waiting, lambda case: views.deciding(case, policy)),
         ("Your requests", mine, views.requesting),
         ("Reviews for you to file", reviews, views.reviewing),
@@ -440,11 +442,11 @@ def status_text(cases: Iterable[Case], policy: Policy) -> str:
     return texts[0] if len(texts) == 1 else f"{texts[0]}\n… and more; see the Home tab."
 
 
-def asked_text(case: Case, policy: Policy) -> str:
-    """Return what the requester reads when the form has been sent."""
-    row = case.request
-    until = f" It lapses {utc(row.lapse_at)} if too few answer." if row.lapse_at else ""
+def asked_text(row: Request) -> str:
+    """Return what the requester reads when the form has been sent: a sentence for :func:`sentence`."""
+    until = f" It lapses at {utc(row.lapse_at)} if too few answer." if row.lapse_at else ""
     return (
-        f"{row.id} is asked. {views.needed(case, policy)} of {len(row.custodians)} custodians must approve: "
-        f"{people(row.custodians)}.{until} You get a direct message when there is something to do."
+        f"{row.id} is on its way. {row.quorum} of {plural(len(row.custodians), 'custodian')} must approve: "
+        f"{people(row.custodians)}.{until} You get a direct message when there is something to do. "
+        "You can close this window."
     )

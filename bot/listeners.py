@@ -1,0 +1,697 @@
+"""What does a person's command, click or form ask of the desk?
+
+Rules
+-----
+* A listener parses, makes one call of the desk, and acknowledges; the rules are the desk's.
+* A click that changes something is acknowledged after the commit: if the bot dies before, Slack tells the person that
+  it failed. What needs Vault comes after the acknowledgement.
+* A trigger id lives three seconds and works once, so a window is opened first and filled after the look-up.
+* Every click is answered, also one that is refused, stale or unknown. :func:`on_error` finds the surface on which the
+  person waits. Only what must speak on a surface of its own (a window that was just opened, the Home tab, a private
+  answer) handles its errors itself.
+* A secret goes into one call, ``views.update`` of the requester's own window, by a client that logs nothing.
+* No request body is ever logged: it holds what people typed.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+import re
+import secrets
+import string
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any, Final
+
+from slack_bolt.response import BoltResponse
+from slack_sdk.errors import SlackApiError
+from slack_sdk.webhook import WebhookClient
+
+from bot import modals, views
+from bot.blockkit import escape, plain, say
+from storage.audit import Actor
+from storage.models import Outcome
+from workflows import policy as rules
+from workflows.desk import Ask, Findings, FollowUp
+from workflows.errors import BreakGlassError, Conflict, Invalid, NotAllowed, Unavailable
+from workflows.lifecycle import Action, Role, allowed_roles, step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from datetime import datetime, timedelta
+
+    from slack_bolt import Ack, App, Respond
+    from slack_sdk import WebClient
+
+    from workflows.desk import Desk
+    from workflows.policy import Account, Level
+
+    Export = Callable[[Actor, str], None]
+
+log = logging.getLogger(__name__)
+# Its level is set here, so that no debug setting elsewhere makes slack_sdk write a credential into a log.
+_QUIET: Final = logging.getLogger(f"{__name__}.quiet")
+_QUIET.setLevel(logging.ERROR)
+
+_BUTTON: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,9})")
+_REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}")
+_LETTERS: Final = string.ascii_lowercase
+_WAITS: Final = (0.2, 0.5, 1.0, 2.0)  # seconds between tries to show a credential
+_PASSING: Final = frozenset(
+    {"ratelimited", "rate_limited", "internal_error", "fatal_error", "service_unavailable", "request_timeout"}
+)
+_FORM_TITLE: Final = "Emergency access"
+_SUBCOMMANDS: Final = ("help", "status", "review", "export")
+
+
+def register(
+    app: App,
+    desk: Desk,
+    *,
+    now: Callable[[], datetime],
+    export: Export | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Let the app listen to everything that people do, and answer every error.
+
+    ``export`` sends an allowed asker one request's log; it raises a BreakGlassError when it cannot. ``pause`` waits
+    between tries (seconds).
+    """
+    front = _Front(desk, now, export, pause)
+    app.command(views.COMMAND)(front.command)
+    for action_id, clicked in (
+        (views.ASK, front.ask),
+        (views.ACCOUNT, front.redraw),
+        (views.LEVEL, front.redraw),
+        (views.APPROVE, front.approve),
+        (views.SHORTEN, front.shorten_form),
+        (views.DENY, front.deny_form),
+        (views.WITHDRAW, front.withdraw),
+        (views.REVEAL, front.reveal),
+        (views.RELEASE, front.release),
+        (views.REVOKE, front.revoke),
+        (views.REVIEW, front.review_form),
+    ):
+        app.action(action_id)(clicked)
+    # Last: a button of an older or newer bot's message must not be dead.
+    app.action(re.compile(".*"))(_unknown)
+    for callback_id, submitted in (
+        (views.OPEN_FORM, front.open),
+        (views.DENY_FORM, front.deny),
+        (views.SHORTEN_FORM, front.shorten),
+        (views.REVIEW_FORM, front.review),
+    ):
+        app.view(callback_id)(submitted)
+    app.event("app_home_opened")(front.home)
+    app.error(on_error)
+
+
+# --- what a payload says ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Click:
+    """Who pressed which request's button, and the version that was drawn then."""
+
+    actor: Actor
+    request_id: str
+    version: int
+
+    @property
+    def about(self) -> str:
+        """What the button carried, for the form that it opens."""
+        return f"{self.request_id} {self.version}"
+
+
+def actor_of(body: Mapping[str, Any]) -> Actor:
+    """Return who acts: their own workspace, also in a channel that several workspaces share."""
+    user = body.get("user")
+    if isinstance(user, dict):
+        team = user.get("team_id") or (body.get("team") or {}).get("id")
+        return Actor(str(team or "unknown"), str(user.get("id") or "unknown"))
+    return Actor(str(body.get("team_id") or "unknown"), str(body.get("user_id") or "unknown"))
+
+
+def _click(body: Mapping[str, Any]) -> _Click:
+    return _about(body, str(body["actions"][0].get("value", "")))
+
+
+def _about(body: Mapping[str, Any], about: str) -> _Click:
+    match = _BUTTON.fullmatch(about)
+    if match is None:
+        raise Conflict("That button is not of this version of the bot. Nothing was changed.", code="unknown_button")
+    return _Click(actor_of(body), match[1], int(match[2]))
+
+
+def _values(view: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a form says, by block id; what is empty is left out."""
+    found: dict[str, str] = {}
+    for block_id, answers in view["state"]["values"].items():
+        for answer in answers.values():
+            option = answer.get("selected_option") or {}
+            text = answer.get("value") or option.get("value")
+            text = text or answer.get("selected_user") or answer.get("selected_date")
+            if text:
+                found[block_id] = str(text)
+    return found
+
+
+def _duration(text: str) -> timedelta:
+    try:
+        return rules.parse_duration(text)
+    except ValueError as error:
+        raise Invalid(str(error), fields={views.DURATION: str(error)}) from None
+
+
+def _is_duration(word: str) -> bool:
+    try:
+        rules.parse_duration(word)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What was typed after the command: what the form opens with."""
+
+    account: str | None = None
+    level: str | None = None
+    values: tuple[tuple[str, str], ...] = ()
+
+
+def read_wish(words: Sequence[str], account: Account) -> _Wish:
+    """Read ``[level] [duration] [reason…]``; what is neither level nor duration begins the reason."""
+    rest = list(words)
+    level = rest.pop(0).lower() if rest and rest[0].lower() in account.levels else None
+    values = []
+    if rest and _is_duration(rest[0].lower()):
+        values.append((views.DURATION, rest.pop(0).lower()))
+    if rest:
+        values.append((views.REASON, " ".join(rest)))
+    return _Wish(account.name, level, tuple(values))
+
+
+# --- the listeners ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """Every listener. Bolt gives each the arguments that it names."""
+
+    desk: Desk
+    now: Callable[[], datetime]
+    export: Export | None
+    pause: Callable[[float], None]
+
+    # The command.
+
+    def command(self, body: dict[str, Any], ack: Ack, client: WebClient, respond: Respond) -> None:
+        """Answer ``/breakglass …``."""
+        words = str(body.get("text") or "").split()
+        first = words[0].lower() if words else ""
+        match first:
+            case "":
+                ack()
+                self._open_form(body, client, _Wish())
+            case "help":
+                _reply(ack, modals.help_text())
+            case "status":
+                _reply(ack, self._status(actor_of(body), words[1:]))
+            case "review":
+                request_id = _request_id("review", words[1:])
+                ack()
+                self._open_review(body, client, request_id, None)
+            case "export":
+                request_id = _request_id("export", words[1:])
+                ack()
+                respond(self._send_log(actor_of(body), request_id), response_type="ephemeral")
+            case _ if first in self.desk.policy.accounts:
+                ack()
+                self._open_form(body, client, read_wish(words[1:], self.desk.policy.accounts[first]))
+            case _:
+                ack()
+                respond(self._no_such(actor_of(body), words[0]), response_type="ephemeral")
+
+    def _status(self, actor: Actor, words: Sequence[str]) -> str:
+        cases = [self.desk.case(_request_id("status", words))] if words else self.desk.open_cases(actor.person)
+        return modals.status_text(cases, self.desk.policy)
+
+    def _send_log(self, actor: Actor, request_id: str) -> str:
+        self.desk.may_export(actor, now=self.now())
+        if self.export is None:
+            raise Unavailable("This bot does not send files. Ask whoever runs it for “breakglass export”.")
+        self.export(actor, request_id)
+        return f"The log of {request_id} is in your direct messages with me."
+
+    def _no_such(self, actor: Actor, word: str) -> str:
+        names = [account.name for account in self.desk.accounts_for(actor.person)]
+        close = difflib.get_close_matches(word.lower(), [*names, *_SUBCOMMANDS], n=1, cutoff=0.5)
+        hint = f" Did you mean `{views.COMMAND} {close[0]}`?" if close else ""
+        listed = ", ".join(f"`{name}`" for name in names[:30])
+        offer = f"You may ask for: {listed}." if names else "The policy has no account that you may ask for."
+        return (
+            f"There is no account “{escape(word, 60)}”.{hint} {offer} "
+            f"`{views.COMMAND}` alone opens the form, `{views.COMMAND} help` says what else there is."
+        )
+
+    # The form.
+
+    def ask(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Open the form from the Home tab."""
+        ack()
+        self._open_form(body, client, _Wish())
+
+    def _open_form(self, body: Mapping[str, Any], client: WebClient, wish: _Wish) -> None:
+        with _filling(client, body["trigger_id"], modals.loading(_FORM_TITLE)) as view_id:
+            person = actor_of(body).person
+            accounts = self.desk.accounts_for(person)
+            if wish.account is None and len(accounts) == 1:
+                wish = _Wish(accounts[0].name)
+            client.views_update(
+                view_id=view_id, view=self._form(person, accounts, wish.account, wish.level, dict(wish.values))
+            )
+
+    def redraw(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Draw the form anew for another account or level; what was typed stays."""
+        ack()
+        person, values = actor_of(body).person, _values(body["view"])
+        view = self._form(
+            person, self.desk.accounts_for(person), values.get(views.ACCOUNT), values.get(views.LEVEL), values
+        )
+        client.views_update(view_id=body["view"]["id"], view=view)
+
+    def _form(
+        self,
+        person: str,
+        accounts: Sequence[Account],
+        account_name: str | None,
+        level_name: str | None,
+        values: Mapping[str, str],
+    ) -> modals.View:
+        account = next((entry for entry in accounts if entry.name == account_name), None)
+        if account is None and account_name is not None:
+            return modals.sentence(_FORM_TITLE, self.desk.preview(person, account_name, level_name).sentence)
+        level: Level | None = None
+        if account is not None:
+            # The first of an account's levels is the least; nobody should have to choose it.
+            level = account.levels.get(level_name or "") or next(iter(account.levels.values()))
+        typed = values.get(views.DURATION, "")
+        asked = rules.parse_duration(typed) if _is_duration(typed) else None
+        verdict = self.desk.preview(person, account.name, level.name, asked) if account and level else None
+        return modals.request_form(
+            accounts, self.desk.policy, account=account, level=level, verdict=verdict, values=values
+        )
+
+    def open(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
+        """Take the request form."""
+        values = _values(view)
+        if views.DURATION not in values:
+            first = views.ACCOUNT if views.ACCOUNT not in values else views.LEVEL
+            raise Invalid("The form is not complete.", fields={first: "Choose again; the form is being filled in."})
+        ask = Ask(
+            account=values.get(views.ACCOUNT, ""),
+            level=values.get(views.LEVEL, ""),
+            threshold=values.get(views.THRESHOLD, ""),
+            reason=values.get(views.REASON, ""),
+            standard_path=values.get(views.STANDARD_PATH, ""),
+            incident=values.get(views.INCIDENT, ""),
+            duration=_duration(values[views.DURATION]),
+            form_id=view["id"],
+        )
+        row = self.desk.open(actor_of(body), ask, now=self.now())
+        ack(response_action="update", view=modals.sentence(row.id, modals.asked_text(row)))
+
+    # Deciding.
+
+    def approve(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Approve for the time that was asked."""
+        click = _click(body)
+        self.desk.approve(click.actor, click.request_id, click.version, now=self.now())
+        ack()
+        self._answer(body, client, self._approved(click.request_id))
+
+    def shorten_form(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Open the form that approves for less."""
+        click = _click(body)
+        ack()
+        with _filling(client, body["trigger_id"], modals.loading(f"Approve {click.request_id}")) as view_id:
+            case = self.desk.case(click.request_id)
+            step(case.state, Action.APPROVE, {Role.CUSTODIAN}, request=click.request_id)
+            client.views_update(view_id=view_id, view=modals.shorten_form(case, self.desk.policy, click.about))
+
+    def shorten(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
+        """Approve for less."""
+        click = _about(body, view["private_metadata"])
+        within = _duration(_values(view).get(views.DURATION, ""))
+        self.desk.approve(click.actor, click.request_id, click.version, within=within, now=self.now())
+        ack(response_action="update", view=modals.sentence(click.request_id, self._approved(click.request_id)))
+
+    def _approved(self, request_id: str) -> str:
+        case = self.desk.case(request_id)
+        have, need = len(set(case.approvers)), views.needed(case, self.desk.policy)
+        more = "" if have < need else " The requester can open the credential now."
+        return f"Approved {request_id}: {have} of {need}.{more}"
+
+    def deny_form(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Open the form that asks why."""
+        click = _click(body)
+        ack()
+        client.views_open(trigger_id=body["trigger_id"], view=modals.deny_form(click.about))
+
+    def deny(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
+        """Deny, with the reason."""
+        click = _about(body, view["private_metadata"])
+        reason = _values(view).get(views.REASON, "")
+        self.desk.deny(click.actor, click.request_id, click.version, reason, now=self.now())
+        text = f"Denied {click.request_id}. The requester sees your reason."
+        ack(response_action="update", view=modals.sentence(click.request_id, text))
+
+    def withdraw(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Take the request back."""
+        click = _click(body)
+        self.desk.withdraw(click.actor, click.request_id, click.version, now=self.now())
+        ack()
+        self._answer(body, client, f"Withdrew {click.request_id}. Nothing was given out.")
+
+    # The credential.
+
+    def reveal(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Issue the credential into a window of the requester's, the only place where it is ever shown."""
+        click = _click(body)
+        ack()
+        lost = f"The window was closed before the credential of {click.request_id} was shown. Press Show again."
+        with _filling(
+            client, body["trigger_id"], modals.revealing(click.request_id), closed=lambda: _tell(body, client, lost)
+        ) as view_id:
+            intent = self.desk.reveal(click.actor, click.request_id, click.version, now=self.now())
+            # Read before the issue: a database that fails after it must not lose what was just made.
+            case = self.desk.case(click.request_id)
+            now = self.now()
+            made = self.desk.issue(intent, now=now)
+            self._show(client, view_id, modals.credential(case, made, now=now))
+
+    def _show(self, client: WebClient, view_id: str, view: modals.View) -> None:
+        """Put a secret on the requester's screen; a moment's failure of Slack must not cost them the credential."""
+        quiet = copy.copy(client)
+        quiet._logger = _QUIET  # noqa: SLF001 - slack_sdk logs whole requests at DEBUG, and has no other switch
+        for wait in (*_WAITS, None):
+            try:
+                quiet.views_update(view_id=view_id, view=view)
+            except (SlackApiError, OSError, HTTPException) as error:
+                if wait is None or not _is_passing(error):
+                    raise
+                self.pause(max(wait, _retry_after(error)))
+            else:
+                return
+
+    def release(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Hand the access back; the thread says so when Vault has confirmed."""
+        click = _click(body)
+        self.desk.release(click.actor, click.request_id, click.version, now=self.now())
+        ack()
+        self._finish(body, client, click.request_id, "Thank you.")
+
+    def revoke(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Take the access away."""
+        click = _click(body)
+        self.desk.revoke(click.actor, click.request_id, click.version, now=self.now())
+        ack()
+        self._finish(body, client, click.request_id, "Revoked.")
+
+    def _finish(self, body: Mapping[str, Any], client: WebClient, request_id: str, first: str) -> None:
+        if self.desk.finish(request_id, now=self.now()):
+            rest = f"{request_id} has ended, and Vault confirmed that nothing of it is left."
+        else:
+            rest = f"{request_id} is being taken back; the thread says when Vault has confirmed it."
+        self._answer(body, client, f"{first} {rest}")
+
+    # The review.
+
+    def review_form(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Open the review form."""
+        click = _click(body)
+        ack()
+        self._open_review(body, client, click.request_id, click.about)
+
+    def _open_review(self, body: Mapping[str, Any], client: WebClient, request_id: str, about: str | None) -> None:
+        with _filling(client, body["trigger_id"], modals.loading(f"Review {request_id}")) as view_id:
+            case = self.desk.case(request_id)
+            step(case.state, Action.REVIEW, {Role.REVIEWER}, request=request_id)
+            view = modals.review_form(case, self.desk.policy, about or views.value(case))
+            client.views_update(view_id=view_id, view=view)
+
+    def review(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
+        """File the review."""
+        click = _about(body, view["private_metadata"])
+        values = _values(view)
+        form = Findings(
+            threshold_met=_yes(values, views.THRESHOLD_MET),
+            standard_path_enough=_yes(values, views.STANDARD_PATH_ENOUGH),
+            used_as_stated=_yes(values, views.USED_AS_STATED),
+            outcome=_outcome(values),
+            findings=values.get(views.FINDINGS, ""),
+            follow_ups=_follow_ups(values),
+        )
+        self.desk.review(click.actor, click.request_id, click.version, form, now=self.now())
+        text = f"The review of {click.request_id} is filed and stands in its thread. Thank you."
+        ack(response_action="update", view=modals.sentence(click.request_id, text))
+
+    # The Home tab.
+
+    def home(self, event: dict[str, Any], body: dict[str, Any], client: WebClient) -> None:
+        """Draw the Home tab that was opened."""
+        if event.get("tab", "home") == "home":
+            self._publish(client, Actor(str(body.get("team_id") or "unknown"), str(event["user"])))
+
+    def _publish(self, client: WebClient, actor: Actor) -> None:
+        try:
+            view = self._home(actor)
+        except BreakGlassError as error:
+            view = modals.home_notice(error.sentence)
+        client.views_publish(user_id=actor.person, view=view)
+
+    def _home(self, actor: Actor) -> modals.View:
+        desk, person = self.desk, actor.person
+        if actor.team != desk.team:
+            raise NotAllowed("Only people of this workspace may use break-glass access here.", code="other_workspace")
+        cases = desk.open_cases()
+        roster = rules.gather(desk.directory, desk.policy, None, (person,))
+
+        def holds(role: Role, action: Action) -> list[Any]:
+            return [
+                case
+                for case in cases
+                if role in allowed_roles(case.state, action)
+                and person not in case.approvers
+                and rules.explain(
+                    desk.policy,
+                    roster,
+                    case.request.account,
+                    person,
+                    role,
+                    requester=case.request.requester,
+                    approvers=case.approvers,
+                    asked=case.request.custodians if role is Role.CUSTODIAN else None,
+                )
+                is None
+            ]
+
+        return modals.home(
+            desk.policy,
+            waiting=holds(Role.CUSTODIAN, Action.APPROVE),
+            mine=[case for case in cases if case.request.requester == person],
+            reviews=holds(Role.REVIEWER, Action.REVIEW),
+            now=self.now(),
+        )
+
+    # Answering.
+
+    def _answer(self, body: Mapping[str, Any], client: WebClient, text: str) -> None:
+        """Tell the person, and only them, what their click did."""
+        _tell(body, client, text)
+        if (body.get("view") or {}).get("type") == "home":
+            self._publish(client, actor_of(body))
+
+
+def _unknown(ack: Ack, body: dict[str, Any], client: WebClient) -> None:
+    """Answer a click on what this version does not know."""
+    ack()
+    if not str(body["actions"][0].get("url") or ""):
+        _tell(body, client, "That button is not of this version of the bot. Nothing was changed.")
+
+
+def _request_id(subcommand: str, words: Sequence[str]) -> str:
+    found = words[0].upper() if words else ""
+    if not _REQUEST.fullmatch(found):
+        raise Invalid(f"Name the request: {views.COMMAND} {subcommand} BG-7KQ2.")
+    return found
+
+
+def _reply(ack: Ack, text: str) -> None:
+    ack(text=text, response_type="ephemeral")
+
+
+def _yes(values: Mapping[str, str], word: str) -> bool:
+    if word not in values:
+        raise Invalid("The review is not complete.", fields={word: "Choose yes or no."})
+    return values[word] == modals.YES
+
+
+def _outcome(values: Mapping[str, str]) -> Outcome:
+    chosen = next((outcome for outcome in Outcome if outcome.value == values.get(views.OUTCOME)), None)
+    if chosen is None:
+        raise Invalid("The review is not complete.", fields={views.OUTCOME: "Choose a verdict."})
+    return chosen
+
+
+def _follow_ups(values: Mapping[str, str]) -> tuple[FollowUp, ...]:
+    found = []
+    for words in views.FOLLOW_UPS:
+        given = [word for word in words if word in values]
+        if not given:
+            continue
+        if missing := next((word for word in words if word not in values), None):
+            raise Invalid(
+                "A follow-up is not complete.", fields={missing: "A follow-up needs what is to be done, whom and when."}
+            )
+        what, owner, due = (values[word] for word in words)
+        found.append(FollowUp(what, owner, date.fromisoformat(due)))
+    return tuple(found)
+
+
+# --- surfaces ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _filling(
+    client: WebClient, trigger_id: str, view: modals.View, *, closed: Callable[[], None] | None = None
+) -> Iterator[str]:
+    """Open a window and give its id; whatever then goes wrong is said in it.
+
+    ``closed`` is called when the person had closed the window before it was filled; without it that is no matter.
+    """
+    opened = client.views_open(trigger_id=trigger_id, view=view)
+    view_id = str(opened["view"]["id"])
+    try:
+        yield view_id
+    except Exception as error:  # noqa: BLE001 - the one place that knows the window; said() logs what is unexpected
+        if isinstance(error, SlackApiError) and _code(error) in {"not_found", "view_not_found"}:
+            if closed is not None:
+                closed()
+            return
+        title = view["title"]["text"]
+        client.views_update(view_id=view_id, view=modals.sentence(title, said(error)))
+
+
+def _tell(body: Mapping[str, Any], client: WebClient, text: str) -> None:
+    """Say something to the one person who clicked; a failure to say it changes nothing and is only logged."""
+    try:
+        if body.get("response_url"):
+            _post_privately(str(body["response_url"]), client, say(text))
+        elif (body.get("view") or {}).get("type") == "modal":
+            client.views_push(trigger_id=body["trigger_id"], view=modals.sentence(_FORM_TITLE, text))
+        else:
+            client.views_open(trigger_id=body["trigger_id"], view=modals.sentence(_FORM_TITLE, text))
+    except (SlackApiError, OSError, HTTPException) as error:
+        log.warning("an answer was not delivered: %s", _code(error))
+
+
+def _post_privately(url: str, client: WebClient, text: str) -> None:
+    hook = WebhookClient(url, timeout=client.timeout, proxy=client.proxy, ssl=client.ssl, logger=_QUIET)
+    answer = hook.send(text=text, response_type="ephemeral", replace_original=False)
+    if answer.status_code != 200:
+        log.warning("an answer was not delivered: status %s", answer.status_code)
+
+
+def said(error: Exception) -> str:
+    """Return the sentence for the person. What is unexpected is logged under a reference, which the sentence names."""
+    if isinstance(error, BreakGlassError):
+        log.info("told somebody: %s", error.reason)
+        return error.sentence
+    if isinstance(error, SlackApiError):
+        log.warning("Slack said: %s", _code(error))
+        return f"Slack did not take part in this ({_code(error)}). Try again; nothing is lost."
+    reference = "".join(secrets.choice(_LETTERS) for _ in range(8))
+    log.error("unexpected, reference %s", reference, exc_info=error)
+    return (
+        f"Something unexpected happened. Look at the request's card before you try again, and give whoever runs this "
+        f"bot the reference {reference}."
+    )
+
+
+def on_error(
+    error: Exception, body: dict[str, Any], ack: Ack, client: WebClient, response: BoltResponse | None
+) -> BoltResponse | None:
+    """Say what went wrong on the surface where the person waits; the app's one error handler.
+
+    Bolt gives ``response=None`` when the acknowledgement is already out; then nothing may be returned.
+    """
+    text = said(error)
+    kind = body.get("type")
+    if kind == "view_submission" and response is not None:
+        return _on_form(error, body["view"], text)
+    if "command" in body and response is not None:
+        return BoltResponse(
+            status=200,
+            body={"response_type": "ephemeral", "text": say(text)},
+            headers={"content-type": "application/json"},
+        )
+    if kind == "block_actions" or "command" in body:
+        if response is not None:
+            # Out first: the answer may take longer than Slack's patience. Bolt sends what stands in ``response``.
+            response.status, response.body = 200, ""
+            ack()
+        _tell(body, client, text)
+    return BoltResponse(status=200) if response is not None else None
+
+
+def _on_form(error: Exception, view: Mapping[str, Any], text: str) -> BoltResponse:
+    """Answer a form: under its fields where that helps, else in its place."""
+    inputs = [block["block_id"] for block in view["blocks"] if block["type"] == "input"]
+    fields: dict[str, str] = {}
+    if isinstance(error, Invalid):
+        for name, sentence in error.fields.items():
+            place = name if name in inputs else next((word for word in inputs if word.startswith(name[:9])), inputs[0])
+            fields[place] = f"{fields[place]} {sentence}" if place in fields else sentence
+    elif not isinstance(error, BreakGlassError) or isinstance(error, Unavailable):
+        # It may work in a moment: keep the form, and with it what was typed at three in the morning.
+        fields = {inputs[-1]: text}
+    body: dict[str, Any]
+    if fields:
+        errors = {place: plain(sentence, 500) for place, sentence in fields.items()}
+        body = {"response_action": "errors", "errors": errors}
+    else:
+        body = {"response_action": "update", "view": modals.sentence(view["title"]["text"], text)}
+    return BoltResponse(status=200, body=body, headers={"content-type": "application/json"})
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, SlackApiError):
+        found = error.response.get("error") if error.response is not None else None
+        return escape(str(found or "no answer"), 80)
+    return type(error).__name__
+
+
+def _status(error: Exception) -> int:
+    response = getattr(error, "response", None)
+    return int(getattr(response, "status_code", 0) or 0)
+
+
+def _is_passing(error: Exception) -> bool:
+    if not isinstance(error, SlackApiError):
+        return True  # the network
+    status = _status(error)
+    return status == 429 or status >= 500 or _code(error) in _PASSING
+
+
+def _retry_after(error: Exception) -> float:
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    found = {str(name).lower(): given for name, given in headers.items()}.get("retry-after")
+    found = found[0] if isinstance(found, list) else found
+    return min(float(found), 30.0) if found and str(found).isdigit() else 0.0
