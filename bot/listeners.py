@@ -15,25 +15,18 @@ Rules
 
 from __future__ import annotations
 
-import copy
 import difflib
 import logging
 import re
-import secrets
 import string
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
 
-from slack_bolt.response import BoltResponse
-from slack_sdk.errors import SlackApiError
-from slack_sdk.webhook import WebhookClient
-
 from bot import modals, views
-from bot.blockkit import escape, plain, say
+from bot.answers import filling, on_error, show_secret, tell
+from bot.blockkit import escape
 from storage.audit import Actor
 from storage.models import Outcome
 from workflows import policy as rules
@@ -42,7 +35,7 @@ from workflows.errors import BreakGlassError, Conflict, Invalid, NotAllowed, Una
 from workflows.lifecycle import Action, Role, allowed_roles, step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from slack_bolt import Ack, App, Respond
@@ -65,7 +58,6 @@ _WAITS: Final = (0.2, 0.5, 1.0, 2.0)  # seconds between tries to show a credenti
 _PASSING: Final = frozenset(
     {"ratelimited", "rate_limited", "internal_error", "fatal_error", "service_unavailable", "request_timeout"}
 )
-_FORM_TITLE: Final = "Emergency access"
 _SUBCOMMANDS: Final = ("help", "status", "review", "export")
 
 
@@ -268,7 +260,7 @@ class _Front:
         self._open_form(body, client, _Wish())
 
     def _open_form(self, body: Mapping[str, Any], client: WebClient, wish: _Wish) -> None:
-        with _filling(client, body["trigger_id"], modals.loading(_FORM_TITLE)) as view_id:
+        with filling(client, body["trigger_id"], modals.loading(modals.TITLE)) as view_id:
             person = actor_of(body).person
             accounts = self.desk.accounts_for(person)
             if wish.account is None and len(accounts) == 1:
@@ -296,7 +288,7 @@ class _Front:
     ) -> modals.View:
         account = next((entry for entry in accounts if entry.name == account_name), None)
         if account is None and account_name is not None:
-            return modals.sentence(_FORM_TITLE, self.desk.preview(person, account_name, level_name).sentence)
+            return modals.sentence(modals.TITLE, self.desk.preview(person, account_name, level_name).sentence)
         level: Level | None = None
         if account is not None:
             # The first of an account's levels is the least; nobody should have to choose it.
@@ -340,7 +332,7 @@ class _Front:
         """Open the form that approves for less."""
         click = _click(body)
         ack()
-        with _filling(client, body["trigger_id"], modals.loading(f"Approve {click.request_id}")) as view_id:
+        with filling(client, body["trigger_id"], modals.loading(f"Approve {click.request_id}")) as view_id:
             case = self.desk.case(click.request_id)
             step(case.state, Action.APPROVE, {Role.CUSTODIAN}, request=click.request_id)
             client.views_update(view_id=view_id, view=modals.shorten_form(case, self.desk.policy, click.about))
@@ -386,29 +378,15 @@ class _Front:
         click = _click(body)
         ack()
         lost = f"The window was closed before the credential of {click.request_id} was shown. Press Show again."
-        with _filling(
-            client, body["trigger_id"], modals.revealing(click.request_id), closed=lambda: _tell(body, client, lost)
+        with filling(
+            client, body["trigger_id"], modals.revealing(click.request_id), closed=lambda: tell(body, client, lost)
         ) as view_id:
             intent = self.desk.reveal(click.actor, click.request_id, click.version, now=self.now())
             # Read before the issue: a database that fails after it must not lose what was just made.
             case = self.desk.case(click.request_id)
             now = self.now()
             made = self.desk.issue(intent, now=now)
-            self._show(client, view_id, modals.credential(case, made, now=now))
-
-    def _show(self, client: WebClient, view_id: str, view: modals.View) -> None:
-        """Put a secret on the requester's screen; a moment's failure of Slack must not cost them the credential."""
-        quiet = copy.copy(client)
-        quiet._logger = _QUIET  # noqa: SLF001 - slack_sdk logs whole requests at DEBUG, and has no other switch
-        for wait in (*_WAITS, None):
-            try:
-                quiet.views_update(view_id=view_id, view=view)
-            except (SlackApiError, OSError, HTTPException) as error:
-                if wait is None or not _is_passing(error):
-                    raise
-                self.pause(max(wait, _retry_after(error)))
-            else:
-                return
+            show_secret(client, view_id, modals.credential(case, made, now=now), pause=self.pause)
 
     def release(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Hand the access back; the thread says so when Vault has confirmed."""
@@ -440,7 +418,7 @@ class _Front:
         self._open_review(body, client, click.request_id, click.about)
 
     def _open_review(self, body: Mapping[str, Any], client: WebClient, request_id: str, about: str | None) -> None:
-        with _filling(client, body["trigger_id"], modals.loading(f"Review {request_id}")) as view_id:
+        with filling(client, body["trigger_id"], modals.loading(f"Review {request_id}")) as view_id:
             case = self.desk.case(request_id)
             step(case.state, Action.REVIEW, {Role.REVIEWER}, request=request_id)
             view = modals.review_form(case, self.desk.policy, about or views.value(case))
@@ -514,7 +492,7 @@ class _Front:
 
     def _answer(self, body: Mapping[str, Any], client: WebClient, text: str) -> None:
         """Tell the person, and only them, what their click did."""
-        _tell(body, client, text)
+        tell(body, client, text)
         if (body.get("view") or {}).get("type") == "home":
             self._publish(client, actor_of(body))
 
@@ -523,7 +501,7 @@ def _unknown(ack: Ack, body: dict[str, Any], client: WebClient) -> None:
     """Answer a click on what this version does not know."""
     ack()
     if not str(body["actions"][0].get("url") or ""):
-        _tell(body, client, "That button is not of this version of the bot. Nothing was changed.")
+        tell(body, client, "That button is not of this version of the bot. Nothing was changed.")
 
 
 def _request_id(subcommand: str, words: Sequence[str]) -> str:
@@ -563,135 +541,3 @@ def _follow_ups(values: Mapping[str, str]) -> tuple[FollowUp, ...]:
         what, owner, due = (values[word] for word in words)
         found.append(FollowUp(what, owner, date.fromisoformat(due)))
     return tuple(found)
-
-
-# --- surfaces ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _filling(
-    client: WebClient, trigger_id: str, view: modals.View, *, closed: Callable[[], None] | None = None
-) -> Iterator[str]:
-    """Open a window and give its id; whatever then goes wrong is said in it.
-
-    ``closed`` is called when the person had closed the window before it was filled; without it that is no matter.
-    """
-    opened = client.views_open(trigger_id=trigger_id, view=view)
-    view_id = str(opened["view"]["id"])
-    try:
-        yield view_id
-    except Exception as error:  # noqa: BLE001 - the one place that knows the window; said() logs what is unexpected
-        if isinstance(error, SlackApiError) and _code(error) in {"not_found", "view_not_found"}:
-            if closed is not None:
-                closed()
-            return
-        title = view["title"]["text"]
-        client.views_update(view_id=view_id, view=modals.sentence(title, said(error)))
-
-
-def _tell(body: Mapping[str, Any], client: WebClient, text: str) -> None:
-    """Say something to the one person who clicked; a failure to say it changes nothing and is only logged."""
-    try:
-        if body.get("response_url"):
-            _post_privately(str(body["response_url"]), client, say(text))
-        elif (body.get("view") or {}).get("type") == "modal":
-            client.views_push(trigger_id=body["trigger_id"], view=modals.sentence(_FORM_TITLE, text))
-        else:
-            client.views_open(trigger_id=body["trigger_id"], view=modals.sentence(_FORM_TITLE, text))
-    except (SlackApiError, OSError, HTTPException) as error:
-        log.warning("an answer was not delivered: %s", _code(error))
-
-
-def _post_privately(url: str, client: WebClient, text: str) -> None:
-    hook = WebhookClient(url, timeout=client.timeout, proxy=client.proxy, ssl=client.ssl, logger=_QUIET)
-    answer = hook.send(text=text, response_type="ephemeral", replace_original=False)
-    if answer.status_code != 200:
-        log.warning("an answer was not delivered: status %s", answer.status_code)
-
-
-def said(error: Exception) -> str:
-    """Return the sentence for the person. What is unexpected is logged under a reference, which the sentence names."""
-    if isinstance(error, BreakGlassError):
-        log.info("told somebody: %s", error.reason)
-        return error.sentence
-    if isinstance(error, SlackApiError):
-        log.warning("Slack said: %s", _code(error))
-        return f"Slack did not take part in this ({_code(error)}). Try again; nothing is lost."
-    reference = "".join(secrets.choice(_LETTERS) for _ in range(8))
-    log.error("unexpected, reference %s", reference, exc_info=error)
-    return (
-        f"Something unexpected happened. Look at the request's card before you try again, and give whoever runs this "
-        f"bot the reference {reference}."
-    )
-
-
-def on_error(
-    error: Exception, body: dict[str, Any], ack: Ack, client: WebClient, response: BoltResponse | None
-) -> BoltResponse | None:
-    """Say what went wrong on the surface where the person waits; the app's one error handler.
-
-    Bolt gives ``response=None`` when the acknowledgement is already out; then nothing may be returned.
-    """
-    text = said(error)
-    kind = body.get("type")
-    if kind == "view_submission" and response is not None:
-        return _on_form(error, body["view"], text)
-    if "command" in body and response is not None:
-        return BoltResponse(
-            status=200,
-            body={"response_type": "ephemeral", "text": say(text)},
-            headers={"content-type": "application/json"},
-        )
-    if kind == "block_actions" or "command" in body:
-        if response is not None:
-            # Out first: the answer may take longer than Slack's patience. Bolt sends what stands in ``response``.
-            response.status, response.body = 200, ""
-            ack()
-        _tell(body, client, text)
-    return BoltResponse(status=200) if response is not None else None
-
-
-def _on_form(error: Exception, view: Mapping[str, Any], text: str) -> BoltResponse:
-    """Answer a form: under its fields where that helps, else in its place."""
-    inputs = [block["block_id"] for block in view["blocks"] if block["type"] == "input"]
-    fields: dict[str, str] = {}
-    if isinstance(error, Invalid):
-        for name, sentence in error.fields.items():
-            place = name if name in inputs else next((word for word in inputs if word.startswith(name[:9])), inputs[0])
-            fields[place] = f"{fields[place]} {sentence}" if place in fields else sentence
-    elif not isinstance(error, BreakGlassError) or isinstance(error, Unavailable):
-        # It may work in a moment: keep the form, and with it what was typed at three in the morning.
-        fields = {inputs[-1]: text}
-    body: dict[str, Any]
-    if fields:
-        errors = {place: plain(sentence, 500) for place, sentence in fields.items()}
-        body = {"response_action": "errors", "errors": errors}
-    else:
-        body = {"response_action": "update", "view": modals.sentence(view["title"]["text"], text)}
-    return BoltResponse(status=200, body=body, headers={"content-type": "application/json"})
-
-
-def _code(error: Exception) -> str:
-    if isinstance(error, SlackApiError):
-        found = error.response.get("error") if error.response is not None else None
-        return escape(str(found or "no answer"), 80)
-    return type(error).__name__
-
-
-def _status(error: Exception) -> int:
-    response = getattr(error, "response", None)
-    return int(getattr(response, "status_code", 0) or 0)
-
-
-def _is_passing(error: Exception) -> bool:
-    if not isinstance(error, SlackApiError):
-        return True  # the network
-    status = _status(error)
-    return status == 429 or status >= 500 or _code(error) in _PASSING
-
-
-def _retry_after(error: Exception) -> float:
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    found = {str(name).lower(): given for name, given in headers.items()}.get("retry-after")
-    found = found[0] if isinstance(found, list) else found
-    return min(float(found), 30.0) if found and str(found).isdigit() else 0.0

@@ -18,7 +18,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import views
+from bot import entries, views
 from bot.blockkit import (
     MOST_OPTIONS,
     Block,
@@ -60,6 +60,7 @@ View = dict[str, Any]
 
 YES: Final = "yes"
 NO: Final = "no"
+TITLE: Final = "Emergency access"
 _MOST_INPUT: Final = 3000  # characters of a plain_text_input
 _LISTED: Final = 14  # cases under one heading of the Home tab
 # What a credential may have, by its attribute, and what the person at the keyboard calls it.
@@ -156,7 +157,7 @@ def request_form(
     """Return the request form. ``values``: what is filled in so far, by block id."""
     blocks: list[Block] = []
     if not accounts:
-        return sentence("Emergency access", "The policy has no account that you may ask for. Ask your team's lead.")
+        return sentence(TITLE, "The policy has no account that you may ask for. Ask your team's lead.")
     offered = list(accounts[:MOST_OPTIONS])
     if account is not None and account not in offered:
         offered[-1] = account
@@ -194,7 +195,7 @@ def request_form(
                 hint=f"Such as 15m or 1h. At most {say_duration(level.longest)}, counted from when you open it.",
             )
         )
-    return _modal(views.OPEN_FORM, "Emergency access", blocks, submit="Ask for access")
+    return _modal(views.OPEN_FORM, TITLE, blocks, submit="Ask for access")
 
 
 def _dispatching(block: Block) -> Block:
@@ -347,7 +348,7 @@ def review_form(case: Case, policy: Policy, about: str) -> View:
         divider(),
     ]
     both = [_option("Yes", YES), _option("No", NO)]
-    verdicts = [_option(views.outcome_words(outcome).capitalize(), outcome.value) for outcome in Outcome]
+    verdicts = [_option(entries.outcome_words(outcome).capitalize(), outcome.value) for outcome in Outcome]
     blocks = [
         *asked,
         _input(views.THRESHOLD_MET, "Was the documented threshold met?", _choice("radio_buttons", both, None)),
@@ -386,7 +387,7 @@ def home(
 ) -> View:
     """Return the Home tab: what waits for this person, what they asked for, and how to ask."""
     blocks: list[Block] = [
-        header("Emergency access"),
+        header(TITLE),
         section(f"Type `{views.COMMAND}` in any channel, or press the button."),
         *actions("ask", [button("Ask for access…", views.ASK, "form", style="primary")]),
     ]
@@ -409,7 +410,7 @@ def home(
 
 def home_notice(text: str) -> View:
     """Return a Home tab that only says why it cannot be shown."""
-    return {"type": "home", "blocks": [header("Emergency access"), section(say(text) or "-")]}
+    return {"type": "home", "blocks": [header(TITLE), section(say(text) or "-")]}
 
 
 def _entry(case: Case, policy: Policy) -> str:

@@ -10,8 +10,8 @@ Rules
 * No message holds a secret, or anything that opens one. The one view that does is ``modals.credential``.
 * Every picture takes ``now``, also where it does not need it, so that the follower can draw all of them alike.
 
-What is opened in front of a person (modals, the Home tab, answers to commands) is ``modals.py``; how text is made safe
-is ``blockkit.py``.
+What is opened in front of a person (modals, the Home tab, answers to commands) is ``modals.py``; how a log
+entry reads is ``entries.py``; how text is made safe is ``blockkit.py``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from bot import entries
 from bot.blockkit import (
     MOST_BLOCKS,
     MOST_TEXT,
@@ -36,21 +37,18 @@ from bot.blockkit import (
     label,
     mention,
     people,
-    person,
-    plain,
-    plural,
     rich,
     section,
     typed,
     utc,
     when,
 )
-from storage.models import Answer, Outcome, State
+from storage.models import Answer, State
 from workflows.lifecycle import Action, allowed_roles
 from workflows.policy import say_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from storage.audit import Record
@@ -115,14 +113,6 @@ _SIGNS: Final[Mapping[State, tuple[str, str]]] = MappingProxyType(
         State.FAILED: ("⚠️", "No credential could be issued"),
     }
 )
-_OUTCOMES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        Outcome.JUSTIFIED: "justified",
-        Outcome.NOT_JUSTIFIED: "not justified",
-        Outcome.MISUSE: "misuse",
-        Outcome.DRILL: "a drill",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +132,6 @@ def state_words(state: State) -> str:
     """Return the state with its sign, for a headline."""
     sign, words = _SIGNS[state]
     return f"{sign} {words}"
-
-
-def outcome_words(outcome: str) -> str:
-    """Return a review's verdict in words."""
-    return _OUTCOMES.get(outcome, escape(outcome, 40))
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -282,19 +267,9 @@ def _review(case: Case) -> list[Block]:
         ("Standard escalation could have worked", found.standard_path_enough),
         ("Used as stated", found.used_as_stated),
     )
-    lines = [f"*Review: {outcome_words(found.outcome)}*, by {mention(found.reviewer)} {when(found.filed_at)}"]
+    lines = [f"*Review: {entries.outcome_words(found.outcome)}*, by {mention(found.reviewer)} {when(found.filed_at)}"]
     lines += [f"{text}: {'yes' if answer else 'no'}" for text, answer in answers]
-    return [section("\n".join(lines)), rich(_review_words(found.findings, found.follow_ups))]
-
-
-def _review_words(findings: str, follow_ups: Sequence[Mapping[str, Any]]) -> list[Block]:
-    parts = [label("Findings"), typed(findings)]
-    for follow_up in list(follow_ups)[:3]:
-        owner, due = str(follow_up.get("owner", "")), str(follow_up.get("due", ""))
-        line = label("To do", f"until {due}, by ") if due else label("To do", "by ")
-        line["elements"].append(person(owner))
-        parts += [line, typed(str(follow_up.get("what", "")), 900)]
-    return parts
+    return [section("\n".join(lines)), rich(entries.review_words(found.findings, found.follow_ups))]
 
 
 # --- buttons ----------------------------------------------------------------------------------------------------------
@@ -532,22 +507,6 @@ def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
 
 # --- the thread -------------------------------------------------------------------------------------------------------
 
-_Words = tuple[str, list[Block]]  # a line of mrkdwn, and what was typed
-
-_VERBS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        Action.OPEN: "ask for access",
-        Action.APPROVE: "approve",
-        Action.DENY: "deny it",
-        Action.WITHDRAW: "withdraw it",
-        Action.REVEAL: "open the credential",
-        Action.RELEASE: "hand it back",
-        Action.REVOKE: "revoke it",
-        Action.REVIEW: "file the review",
-        "log:export": "export the log",
-    }
-)
-
 
 def post(
     records: Sequence[Record], case: Case | None, policy: Policy, *, mentions: Mapping[str, str] = MappingProxyType({})
@@ -561,7 +520,7 @@ def post(
     shown: list[tuple[str, list[Block]]] = []
     texts: list[str] = []
     for record in records:
-        line, words = _line(record, case, policy)
+        line, words = entries.line(record, case, _name(record, case, policy))
         called = mentions.get(record.event, "") if record.refused is None else ""
         called = f" {called[:1000]}" if called else ""
         shown.append((f"{when(record.at, '{time_secs}')} {line}{called}", words))
@@ -580,143 +539,9 @@ def post(
     return Message(name + clip("\n".join(texts), MOST_TEXT), blocks[:MOST_BLOCKS])
 
 
-def _line(record: Record, case: Case | None, policy: Policy) -> _Words:
-    who = "The bot" if record.actor.person == "system" else mention(record.actor.person)
-    if record.refused is not None:
-        tried = _VERBS.get(record.event, escape(record.event, 80))
-        said = plain(str(record.data.get("said") or record.refused), 300)
-        return f"{who} tried to {tried} and was refused: _{escape(said, 400)}_", []
-    tell = _LINES.get(record.event)
-    if tell is None:
-        return f"{who}: {escape(record.event.replace(':', ' '), 80)}", []
-    return tell(record, who, case, policy)
-
-
-def _open_line(record: Record, who: str, case: Case | None, policy: Policy) -> _Words:
-    data = record.data
-    span = say_duration(timedelta(seconds=_number(data, "asked_seconds")))
-    count = len(case.request.custodians) if case else len(data.get("custodians") or ())
-    name = what(case, policy) if case else escape(str(data.get("account", "")), 80)
-    line = f"{who} asked for *{name}* for {span}; needs {_number(data, 'quorum')} of {plural(count, 'custodian')}."
-    return line, [typed(str(data["reason"]))] if data.get("reason") else []
-
-
-def _approve_line(record: Record, who: str, case: Case | None, _policy: Policy) -> _Words:
-    data = record.data
-    seconds = _number(data, "granted_seconds")
-    less = case is not None and seconds < case.request.asked_seconds
-    shorter = f", for {say_duration(timedelta(seconds=seconds))} only" if less else ""
-    return f"{who} approved ({_number(data, 'have')} of {_number(data, 'need')}){shorter}.", []
-
-
-def _quorum_line(record: Record, _who: str, case: Case | None, _policy: Policy) -> _Words:
-    span = say_duration(timedelta(seconds=_number(record.data, "granted_seconds")))
-    opener = f" {mention(case.request.requester)} can open it now; nothing exists in Vault yet." if case else ""
-    return f"*Approved* for {span}.{opener}", []
-
-
-def _deny_line(record: Record, who: str, _case: Case | None, _policy: Policy) -> _Words:
-    return f"{who} *denied* it:", [typed(str(record.data.get("reason", "")))]
-
-
-def _lapse_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
-    if record.source == State.APPROVED:
-        return "*Lapsed*: it was approved, but not opened in time. No credential was given out.", []
-    return "*Lapsed*: not enough custodians answered in time.", []
-
-
-def _escalate_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
-    if record.source == State.ENDING:
-        why = escape(plain(str(record.data.get("why", "")), 500), 600)
-        return f"*Not taken back yet* (try {_number(record.data, 'attempt')}): {why} The bot keeps trying.", []
-    return "Still not enough answers; half of the waiting time is over.", []
-
-
-def _reveal_line(record: Record, who: str, _case: Case | None, _policy: Policy) -> _Words:
-    number, old = _number(record.data, "credential"), record.data.get("replaces")
-    if old:
-        return f"{who} asked for a fresh credential ({number}); credential {_number(record.data, 'replaces')} ends.", []
-    return f"{who} is opening credential {number}.", []
-
-
-def _token_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
-    return f"Vault made ready for credential {_number(record.data, 'credential')}; it opens nothing yet.", []
-
-
-def _abandon_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
-    number, why = _number(record.data, "credential"), str(record.data.get("why", ""))
-    if why == "replaced":
-        return f"Credential {number} was put out of use.", []
-    return f"Credential {number} was not completed and was put out of use: {escape(plain(why, 500), 600)}", []
-
-
-def _issue_line(record: Record, _who: str, case: Case | None, _policy: Policy) -> _Words:
-    to = f" to {mention(case.request.requester)}" if case else ""
-    name = f" as `{escape(str(record.data['identity']), 100)}`" if record.data.get("identity") else ""
-    number = _number(record.data, "credential")
-    fresh = "A fresh credential" if record.event == Action.REISSUE else "Credential"
-    end = f"; it ends {when(case.request.expires_at)}" if case and case.request.expires_at else ""
-    return f"*{fresh} {number} was issued*{to}{name}{end}.", []
-
-
-def _warn_line(_record: Record, _who: str, case: Case | None, _policy: Policy) -> _Words:
-    end = f" It ends {when(case.request.expires_at, '{time}')}." if case and case.request.expires_at else ""
-    return f"About two minutes are left.{end}", []
-
-
-def _end_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
-    if not record.data.get("leases"):
-        return "*Ended.* Vault confirmed that nothing of it is left; no credential had been given out.", []
-    span = say_duration(timedelta(seconds=_number(record.data, "used_seconds")))
-    return f"*Ended.* Vault confirmed that the lease is gone, after {span}. A review is due.", []
-
-
-def _fail_line(record: Record, _who: str, _case: Case | None, _policy: Policy) -> _Words:
-    why = escape(plain(str(record.data.get("why", "")), 500), 600)
-    return f"*No credential could be issued*, and nothing is left of the try: {why}", []
-
-
-def _review_line(record: Record, who: str, _case: Case | None, _policy: Policy) -> _Words:
-    data = record.data
-    line = f"{who} filed the review: *{outcome_words(str(data.get('outcome', '')))}*."
-    follow_ups = [item for item in data.get("follow_ups") or () if isinstance(item, dict)]
-    return line, _review_words(str(data.get("findings", "")), follow_ups)
-
-
-def _export_line(record: Record, who: str, _case: Case | None, _policy: Policy) -> _Words:
-    count = record.data.get("count")
-    return f"{who} exported {plural(count, 'entry') if count == 1 else f'{count} entries'} of the log." if isinstance(
-        count, int
-    ) else f"{who} exported the log.", []
-
-
-_LINES: Final[Mapping[str, Callable[[Record, str, Case | None, Policy], _Words]]] = MappingProxyType(
-    {
-        Action.OPEN: _open_line,
-        Action.APPROVE: _approve_line,
-        Action.QUORUM: _quorum_line,
-        Action.DENY: _deny_line,
-        Action.WITHDRAW: lambda _r, who, _c, _p: (f"{who} withdrew the request.", []),
-        Action.LAPSE: _lapse_line,
-        Action.ESCALATE: _escalate_line,
-        Action.REVEAL: _reveal_line,
-        Action.OPENED: _token_line,
-        Action.ABANDON: _abandon_line,
-        Action.ISSUE: _issue_line,
-        Action.REISSUE: _issue_line,
-        Action.WARN: _warn_line,
-        Action.RELEASE: lambda _r, who, _c, _p: (f"{who} is *done*; the access is being taken back.", []),
-        Action.REVOKE: lambda _r, who, _c, _p: (f"{who} *revoked* the access; it is being taken back.", []),
-        Action.EXPIRE: lambda _r, _w, _c, _p: ("*The time is over*; the access is being taken back.", []),
-        Action.END: _end_line,
-        Action.FAIL: _fail_line,
-        Action.REVIEW: _review_line,
-        Action.REMIND: lambda _r, _w, _c, _p: ("*The review is overdue.*", []),
-        "log:export": _export_line,
-    }
-)
-
-
-def _number(data: Mapping[str, Any], key: str) -> int:
-    found = data.get(key)
-    return found if isinstance(found, int) and not isinstance(found, bool) else 0
+def _name(record: Record, case: Case | None, policy: Policy) -> str:
+    """Return what an entry is about, escaped; of a refused request that was never opened, what it would have been."""
+    if case is not None:
+        return what(case, policy)
+    account = policy.accounts.get(str(record.data.get("account", "")))
+    return escape(account.title, 100) if account else ""

@@ -1,0 +1,212 @@
+"""How does an entry of the log read in its request's thread?
+
+Rules
+-----
+* One line for one entry, in plain words; what a person typed comes after it, quoted, without markup.
+* An event that is not known here still gets a line: what is logged is posted.
+* A refusal is told with what the person was told, and calls nobody: its sentence may list custodians.
+* Only ``credential:end`` says that the lease is gone, because only there has Vault confirmed it.
+
+This module is pure.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from bot.blockkit import Block, escape, label, mention, person, plain, plural, typed, when
+from storage.models import Outcome, State
+from workflows.lifecycle import Action
+from workflows.policy import say_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from storage.audit import Record
+    from workflows.door import Case
+
+Words = tuple[str, list[Block]]  # a line of mrkdwn, and what was typed
+
+_OUTCOMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        Outcome.JUSTIFIED: "justified",
+        Outcome.NOT_JUSTIFIED: "not justified",
+        Outcome.MISUSE: "misuse",
+        Outcome.DRILL: "a drill",
+    }
+)
+
+_VERBS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        Action.OPEN: "ask for access",
+        Action.APPROVE: "approve",
+        Action.DENY: "deny it",
+        Action.WITHDRAW: "withdraw it",
+        Action.REVEAL: "open the credential",
+        Action.RELEASE: "hand it back",
+        Action.REVOKE: "revoke it",
+        Action.REVIEW: "file the review",
+        "log:export": "export the log",
+    }
+)
+
+
+def outcome_words(outcome: str) -> str:
+    """Return a review's verdict in words."""
+    return _OUTCOMES.get(outcome, escape(outcome, 40))
+
+
+def review_words(findings: str, follow_ups: Sequence[Mapping[str, Any]]) -> list[Block]:
+    """Return what a review says in its writer's words, for ``rich_text``."""
+    parts = [label("Findings"), typed(findings)]
+    for follow_up in list(follow_ups)[:3]:
+        owner, due = str(follow_up.get("owner", "")), str(follow_up.get("due", ""))
+        line = label("To do", f"until {due}, by ") if due else label("To do", "by ")
+        line["elements"].append(person(owner))
+        parts += [line, typed(str(follow_up.get("what", "")), 900)]
+    return parts
+
+
+def line(record: Record, case: Case | None, name: str) -> Words:
+    """Return an entry's line and what was typed. ``name``: what it is about, escaped; empty when it is not known."""
+    who = "The bot" if record.actor.person == "system" else mention(record.actor.person)
+    if record.refused is not None:
+        tried = _VERBS.get(record.event, escape(record.event, 80))
+        about = f" to *{name}*" if name and record.event == Action.OPEN else ""
+        said = plain(str(record.data.get("said") or record.refused), 300)
+        return f"{who} tried to {tried}{about} and was refused: _{escape(said, 400)}_", []
+    tell = _LINES.get(record.event)
+    if tell is None:
+        return f"{who}: {escape(record.event.replace(':', ' '), 80)}", []
+    return tell(record, who, case, name)
+
+
+def _open_line(record: Record, who: str, case: Case | None, name: str) -> Words:
+    data = record.data
+    span = say_duration(timedelta(seconds=_number(data, "asked_seconds")))
+    count = len(case.request.custodians) if case else len(data.get("custodians") or ())
+    line = f"{who} asked for *{name}* for {span}; needs {_number(data, 'quorum')} of {plural(count, 'custodian')}."
+    return line, [typed(str(data["reason"]))] if data.get("reason") else []
+
+
+def _approve_line(record: Record, who: str, case: Case | None, _name: str) -> Words:
+    data = record.data
+    seconds = _number(data, "granted_seconds")
+    less = case is not None and seconds < case.request.asked_seconds
+    shorter = f", for {say_duration(timedelta(seconds=seconds))} only" if less else ""
+    return f"{who} approved ({_number(data, 'have')} of {_number(data, 'need')}){shorter}.", []
+
+
+def _quorum_line(record: Record, _who: str, case: Case | None, _name: str) -> Words:
+    span = say_duration(timedelta(seconds=_number(record.data, "granted_seconds")))
+    opener = f" {mention(case.request.requester)} can open it now; nothing exists in Vault yet." if case else ""
+    return f"*Approved* for {span}.{opener}", []
+
+
+def _deny_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    return f"{who} *denied* it:", [typed(str(record.data.get("reason", "")))]
+
+
+def _lapse_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    if record.source == State.APPROVED:
+        return "*Lapsed*: it was approved, but not opened in time. No credential was given out.", []
+    return "*Lapsed*: not enough custodians answered in time.", []
+
+
+def _escalate_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    if record.source == State.ENDING:
+        why = escape(plain(str(record.data.get("why", "")), 500), 600)
+        return f"*Not taken back yet* (try {_number(record.data, 'attempt')}): {why} The bot keeps trying.", []
+    return "Still not enough answers; half of the waiting time is over.", []
+
+
+def _reveal_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    number, old = _number(record.data, "credential"), record.data.get("replaces")
+    if old:
+        return f"{who} asked for a fresh credential ({number}); credential {_number(record.data, 'replaces')} ends.", []
+    return f"{who} is opening credential {number}.", []
+
+
+def _token_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    return f"Vault made ready for credential {_number(record.data, 'credential')}; it opens nothing yet.", []
+
+
+def _abandon_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    number, why = _number(record.data, "credential"), str(record.data.get("why", ""))
+    if why == "replaced":
+        return f"Credential {number} was put out of use.", []
+    return f"Credential {number} was not completed and was put out of use: {escape(plain(why, 500), 600)}", []
+
+
+def _issue_line(record: Record, _who: str, case: Case | None, _name: str) -> Words:
+    to = f" to {mention(case.request.requester)}" if case else ""
+    name = f" as `{escape(str(record.data['identity']), 100)}`" if record.data.get("identity") else ""
+    number = _number(record.data, "credential")
+    fresh = "A fresh credential" if record.event == Action.REISSUE else "Credential"
+    end = f"; it ends {when(case.request.expires_at)}" if case and case.request.expires_at else ""
+    return f"*{fresh} {number} was issued*{to}{name}{end}.", []
+
+
+def _warn_line(_record: Record, _who: str, case: Case | None, _name: str) -> Words:
+    end = f" It ends {when(case.request.expires_at, '{time}')}." if case and case.request.expires_at else ""
+    return f"About two minutes are left.{end}", []
+
+
+def _end_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    if not record.data.get("leases"):
+        return "*Ended.* Vault confirmed that nothing of it is left; no credential had been given out.", []
+    span = say_duration(timedelta(seconds=_number(record.data, "used_seconds")))
+    return f"*Ended.* Vault confirmed that the lease is gone, after {span}. A review is due.", []
+
+
+def _fail_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    why = escape(plain(str(record.data.get("why", "")), 500), 600)
+    return f"*No credential could be issued*, and nothing is left of the try: {why}", []
+
+
+def _review_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    line = f"{who} filed the review: *{outcome_words(str(data.get('outcome', '')))}*."
+    follow_ups = [item for item in data.get("follow_ups") or () if isinstance(item, dict)]
+    return line, review_words(str(data.get("findings", "")), follow_ups)
+
+
+def _export_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    count = record.data.get("count")
+    return f"{who} exported {plural(count, 'entry') if count == 1 else f'{count} entries'} of the log." if isinstance(
+        count, int
+    ) else f"{who} exported the log.", []
+
+
+_LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = MappingProxyType(
+    {
+        Action.OPEN: _open_line,
+        Action.APPROVE: _approve_line,
+        Action.QUORUM: _quorum_line,
+        Action.DENY: _deny_line,
+        Action.WITHDRAW: lambda _r, who, _c, _p: (f"{who} withdrew the request.", []),
+        Action.LAPSE: _lapse_line,
+        Action.ESCALATE: _escalate_line,
+        Action.REVEAL: _reveal_line,
+        Action.OPENED: _token_line,
+        Action.ABANDON: _abandon_line,
+        Action.ISSUE: _issue_line,
+        Action.REISSUE: _issue_line,
+        Action.WARN: _warn_line,
+        Action.RELEASE: lambda _r, who, _c, _p: (f"{who} is *done*; the access is being taken back.", []),
+        Action.REVOKE: lambda _r, who, _c, _p: (f"{who} *revoked* the access; it is being taken back.", []),
+        Action.EXPIRE: lambda _r, _w, _c, _p: ("*The time is over*; the access is being taken back.", []),
+        Action.END: _end_line,
+        Action.FAIL: _fail_line,
+        Action.REVIEW: _review_line,
+        Action.REMIND: lambda _r, _w, _c, _p: ("*The review is overdue.*", []),
+        "log:export": _export_line,
+    }
+)
+
+
+def _number(data: Mapping[str, Any], key: str) -> int:
+    found = data.get(key)
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0
