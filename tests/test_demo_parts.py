@@ -207,12 +207,13 @@ def test_leases_survive_a_kill_of_a_persistent_vault(real, tmp_path):
     """After SIGKILL and start a persistent Vault has the same tokens and still ends them."""
     with OpenBao(tmp_path, persistent=True) as bao:
         made = bao.call("POST", "auth/token/create", {"ttl": "1h"})["auth"]
-        root = bao.root_token
+        # One Vault object throughout: its open connection dies with the server and must not be tried again.
+        vault = Vault(bao.addr, token=bao.root_token)
+        assert not vault.accessor_is_gone(made["accessor"])
         bao.kill()
         with pytest.raises(Unavailable):
-            Vault(bao.addr, token=root).accessor_is_gone(made["accessor"])
+            vault.accessor_is_gone(made["accessor"])
         bao.start()
-        vault = Vault(bao.addr, token=root)
         assert not vault.accessor_is_gone(made["accessor"])
         vault.revoke_accessor(made["accessor"])
         assert vault.accessor_is_gone(made["accessor"])

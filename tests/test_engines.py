@@ -101,6 +101,14 @@ def test_the_login_names_its_request(real, vault):
         assert session.execute("SELECT current_user").fetchone() == (credential.username,)
 
 
+def test_a_display_name_cannot_become_sql(real, vault):
+    """A request's name with quotes and statements in it ends up as a harmless user name."""
+    credential, _, _ = real.open(vault, name='x" SUPERUSER; DROP TABLE orders; --')
+    with real.connect(credential) as session:
+        assert session.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (False,)
+        assert session.execute("SELECT count(*) FROM orders").fetchone() == (600,)
+
+
 def test_a_login_opens_three_sessions_at_most(real, vault):
     """A fourth session at once is refused."""
     credential, _, _ = real.open(vault)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -47,6 +48,9 @@ def main(arguments: list[str]) -> int:
         command, stdin=subprocess.DEVNULL, stdout=sys.stderr, **account
     )
     os.write(1, b"%d\n" % server.pid)
+    for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Whoever ends the guard means the server.
+        signal.signal(asked, lambda *_: server.send_signal(polite))
     is_orphan = threading.Event()
     threading.Thread(target=_end, args=(server, polite, is_orphan), daemon=True).start()
     code = server.wait()

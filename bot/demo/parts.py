@@ -471,7 +471,6 @@ class Postgres(Part):
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         for name, value in (settings | self._settings).items():
             command += ["-c", f"{name}={value}"]
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
         self._running = launch(
             command,
             log=self.log,
@@ -483,12 +482,12 @@ class Postgres(Part):
         self._wait(self._is_ready)
 
     def _is_ready(self) -> bool:
-        """Line 8 of ``postmaster.pid`` says "ready"; pg_ctl -w reads the same."""
+        """Line 8 of ``postmaster.pid`` says "ready"; pg_ctl -w reads the same. Line 1 tells it from a killed one's."""
         try:
             lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         except OSError:
             return False
-        return len(lines) >= 8 and lines[7].strip() == "ready"
+        return len(lines) >= 8 and lines[7].strip() == "ready" and lines[0].strip() == str(self.pid)
 
     def _settle(self) -> None:
         """Choose who runs it and where, and create the cluster (``initdb``)."""
