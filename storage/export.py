@@ -187,7 +187,7 @@ def _jsonl_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a
     return json_line(
         {
             "seq": row.seq,
-            "body": row.body.decode(),
+            "body": str(row.body, "utf-8"),  # a TypeError when SQLite was made to hold text
             "leaf": row.leaf_hash.hex(),
             "proof": [step.hex() for step in proof],
         }
@@ -208,13 +208,13 @@ def csv_fact(name: str, members: Mapping[str, Any]) -> bytes:
 
 
 def _csv_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a row of _rows
+    body = _ONE_LINE.sub("\ufffd", str(row.body, "utf-8"))  # one that the log wrote has no line end
     try:
         record = audit.parse(row.body)
     except ValueError:
         people = [str(row.seq), *[""] * (len(COLUMNS) - 4)]  # changed: shown as it is, and found
     else:
         people = people_cells(record, row.account or "")
-    body = _ONE_LINE.sub("\ufffd", row.body.decode())  # one that the log wrote has no line end
     return csv_line([*people, body, row.leaf_hash.hex(), " ".join(step.hex() for step in proof)])
 
 

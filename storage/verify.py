@@ -142,13 +142,14 @@ class _Verifier:
     def _enter(self, line: _EntryLine, header: _Header) -> None:
         """Check one entry: its place, its body, its hash, its proof, its being selected."""
         self.entries += 1
-        previous = self.last[0] if self.last else None
-        self.last = (line.seq, None)
-        if previous is not None and line.seq <= previous:
-            again = "stands in the file twice" if line.seq == previous else f"stands after entry {previous}"
+        highest = self.last[0] if self.last else None
+        if highest is not None and line.seq <= highest:
+            again = "stands in the file twice" if line.seq == highest else f"stands after entry {highest}"
             self.find(line.seq, f"It {again}.")
-        elif header.is_run and previous is not None and line.seq != previous + 1:
-            self.find(previous + 1, "It is missing.")
+        elif header.is_run and highest is not None and line.seq != highest + 1:
+            self.find(highest + 1, "It is missing from its place.")
+        if highest is None or line.seq > highest:
+            self.last = (line.seq, None)
         if line.leaf != merkle.leaf_hash(line.body):
             self.find(line.seq, "Its body or its leaf hash was changed: they do not belong together.")
         elif not merkle.verify_inclusion(line.leaf, line.seq, header.head.size, line.proof, header.head.root):
@@ -162,11 +163,12 @@ class _Verifier:
             self.find(line.seq, f"Its body says that it is entry {record.seq}.")
         if line.cells is not None and line.cells != tuple(people_cells(record, line.cells[4])):
             self.find(line.seq, "Its readable columns say something else than its body.")
-        if previous is None:
+        if highest is None:
             self._begin(record, header)
         if not header.is_run and not _is_selected(record, header):
             self.find(line.seq, "It does not belong to what the header says was selected.")
-        self.last = (line.seq, record.at)
+        if self.last == (line.seq, None):
+            self.last = (line.seq, record.at)
 
     def _begin(self, record: audit.Record, header: _Header) -> None:
         """Check that a run begins where the selection says."""
