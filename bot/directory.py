@@ -21,12 +21,9 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
 
-from slack_sdk import WebClient
-from slack_sdk.errors import SlackApiError, SlackClientError
-
+from bot.calls import TroubleError, call, quiet_client
 from workflows.errors import Unavailable
 from workflows.policy import Person
 
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from slack_bolt import App
+    from slack_sdk import WebClient
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +64,8 @@ class SlackDirectory:
     """
 
     def __init__(self, client: WebClient, team: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        # A client of our own: a retry that sleeps out a rate limit would sleep through Slack's three seconds.
-        self._client = WebClient(
-            token=client.token,
-            base_url=client.base_url,
-            timeout=min(client.timeout, _CALL_SECONDS),
-            ssl=client.ssl,
-            proxy=client.proxy,
-            retry_handlers=[],
-        )
+        # A retry that sleeps out a rate limit would sleep through Slack's three seconds.
+        self._client = quiet_client(client, _CALL_SECONDS)
         self._team = team
         self._clock = clock
         self._mutex = threading.Lock()
@@ -221,10 +212,10 @@ class SlackDirectory:
         asked_at, serial = self._clock(), self._serial
         person: Person | None = None
         try:
-            person = self._person(self._call(self._client.users_info, user=user_id).get("user", {}))
-        except SlackApiError as error:
-            if error.response.get("error") not in _NO_SUCH_USER:
-                raise _unavailable(error) from None
+            person = self._person(call(self._client.users_info, user=user_id).get("user", {}))
+        except TroubleError as trouble:
+            if trouble.reason not in _NO_SUCH_USER:
+                raise _unavailable(trouble) from None
         self._keep({key: person}, asked_at=asked_at, serial=serial)
         return person
 
@@ -234,9 +225,9 @@ class SlackDirectory:
         cursor = ""
         for _ in range(_PAGES):
             try:
-                answer = self._call(self._client.users_list, limit=_PAGE, cursor=cursor or None)
-            except SlackApiError as error:
-                raise _unavailable(error) from None
+                answer = call(self._client.users_list, limit=_PAGE, cursor=cursor or None)
+            except TroubleError as trouble:
+                raise _unavailable(trouble) from None
             for user in answer.get("members", ()):
                 person = self._person(user)
                 found[f"person {person.id}"] = person
@@ -256,9 +247,9 @@ class SlackDirectory:
     def _ask_groups(self) -> tuple[_Group, ...]:
         asked_at, serial = self._clock(), self._serial
         try:
-            answer = self._call(self._client.usergroups_list, include_users=True, include_count=True)
-        except SlackApiError as error:
-            raise _unavailable(error) from None
+            answer = call(self._client.usergroups_list, include_users=True, include_count=True)
+        except TroubleError as trouble:
+            raise _unavailable(trouble) from None
         groups = []
         for group in answer.get("usergroups", ()):
             if group.get("date_delete"):
@@ -276,10 +267,10 @@ class SlackDirectory:
         asked_at, serial = self._clock(), self._serial
         members: tuple[str, ...] | None = None
         try:
-            members = tuple(self._call(self._client.usergroups_users_list, usergroup=group_id).get("users", ()))
-        except SlackApiError as error:
-            if error.response.get("error") != "no_such_subteam":
-                raise _unavailable(error) from None
+            members = tuple(call(self._client.usergroups_users_list, usergroup=group_id).get("users", ()))
+        except TroubleError as trouble:
+            if trouble.reason != "no_such_subteam":
+                raise _unavailable(trouble) from None
         self._keep({key: members}, asked_at=asked_at, serial=serial)
         return members
 
@@ -296,20 +287,7 @@ class SlackDirectory:
             is_foreign=team != self._team or bool(user.get("is_stranger")),
         )
 
-    @staticmethod
-    def _call(method: Callable[..., Any], **args: object) -> Any:  # noqa: ANN401 - slack_sdk's answer is a mapping
-        try:
-            return method(**args)
-        except SlackApiError:
-            raise
-        except (SlackClientError, OSError, HTTPException, ValueError) as error:
-            raise _unavailable(error) from None
 
-
-def _unavailable(error: Exception) -> Unavailable:
-    reason = "no answer"
-    if isinstance(error, SlackApiError):
-        status = error.response.status_code
-        reason = str(error.response.get("error")) if status == 200 else f"HTTP {status}"
-    log.warning("Slack was asked about people and said: %s", reason)
-    return Unavailable(f"Slack does not say who people are ({reason}), so nothing was changed. Try again.")
+def _unavailable(trouble: TroubleError) -> Unavailable:
+    log.warning("Slack was asked about people: %s", trouble.reason)
+    return Unavailable(f"Slack does not say who people are ({trouble.reason}), so nothing was changed. Try again.")

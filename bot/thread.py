@@ -1,0 +1,701 @@
+"""What do people see of the log, and how does it get into Slack?
+
+The follower writes three parts of each request, each under a claim by row (``cursors.py``), so that none waits for
+another: the card in the incident channel, the direct messages, and the lines of the thread.
+
+Rules
+-----
+* What is logged is posted, in order, after any outage; nothing is posted that is not logged. What waits is joined.
+* No post is lost or doubled. That a post is tried is committed before the call; whatever was tried and has no answer is
+  looked up by its metadata before anything is posted again; a batch that was tried stays the same batch.
+* A picture has no queue: the newest is drawn, over whatever was there.
+* A call that is limited or fails shuts its lane (``lanes.py``); the claim is given back before anybody waits. No call
+  outlives the claim under which it was begun.
+* A person who cannot be written to is given up, with the reason; a channel never is, somebody can invite the bot again.
+* Several followers on one database are normal, and so is one that vanishes between any two lines of this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from bot import views
+from bot.calls import DELETED, NO_THREAD, UNREACHABLE, TroubleError, call, metadata, payload_of, quiet_client, say
+from bot.cursors import (
+    CARD,
+    ERROR,
+    GONE,
+    LINES,
+    Claim,
+    Cursors,
+    LostError,
+    Part,
+    Stuck,
+    Unit,
+    dropping_untried,
+    new_holder,
+    seconds_behind,
+    setting,
+    stuck,
+    tried_batch,
+)
+from bot.lanes import Limits, Turns, back_off
+from storage.audit import read_entries
+from storage.database import DatabaseDown
+from storage.models import Post, Request
+from workflows import policy as rules
+from workflows.errors import Unavailable
+from workflows.lifecycle import Action, Role, allowed_roles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from slack_sdk import WebClient
+
+    from storage.audit import Record
+    from storage.database import Database
+    from workflows.door import Case
+    from workflows.policy import Policy
+
+log = logging.getLogger(__name__)
+
+_CALL_SECONDS: Final = 10  # for one call
+_MARGIN: Final = timedelta(seconds=3)  # by which a claim outlives a call
+_AGAIN: Final = 1.0  # seconds until a unit that another follower holds is looked at again
+_LONGEST_WAIT: Final = 300.0
+_PATIENT_TRIES: Final = 3  # for the id behind a group's handle
+_SKEW: Final = timedelta(minutes=5)  # by which Slack's clock and ours may differ
+_PAGES: Final = 50  # of 200 messages, when a post is looked for
+
+# Slack allows about one post a second in a channel, with short bursts, and 50 updates a minute in a workspace.
+_POST_BURST: Final = 4.0
+_UPDATE_BURST: Final = 40.0
+_UPDATES_PER_SECOND: Final = 50 / 60
+
+
+class Groups(Protocol):
+    """The people, and the id behind a group's handle."""
+
+    def person(self, user_id: str) -> rules.Person | None:
+        """As :class:`workflows.policy.Directory`."""
+
+    def members(self, group: str) -> tuple[str, ...] | None:
+        """As :class:`workflows.policy.Directory`."""
+
+    def group_id(self, group: str) -> str | None:
+        """Return the id (``S…``) of a group; None when there is no such group. Raises Unavailable."""
+
+
+class _Found(Enum):
+    """What came of looking for a post that was tried."""
+
+    THERE = auto()
+    ABSENT = auto()
+    LATER = auto()  # could not be looked up now
+    NEVER = auto()  # nobody can look there
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    """One message of a request as it should stand in Slack."""
+
+    key: str
+    target: str
+    message: views.Message
+    picture: str
+    is_wanted: bool  # False: draw it if it is there, do not post it now
+
+
+class ThreadFollower:
+    """Writes Slack from the log. ``wake`` goes into ``database.woken``; ``tick`` is for a clock, every second or so.
+
+    ``case`` and ``policy`` give what is drawn; ``now`` gives aware UTC. ``hold`` is how long a claim lasts whose holder
+    has vanished; ``doubt`` is for how long a call that was cut may still be under way in Slack. ``pace=False`` leaves
+    the pace to Slack's 429. ``first_wait``: seconds after a first failure.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        client: WebClient,
+        *,
+        case: Callable[[str], Case],
+        policy: Callable[[], Policy],
+        directory: Groups,
+        now: Callable[[], datetime],
+        name: str = "thread",
+        holder: str | None = None,
+        workers: int = 6,
+        hold: timedelta = timedelta(seconds=15),
+        doubt: timedelta = timedelta(seconds=2),
+        pace: bool = True,
+        first_wait: float = 1.0,
+    ) -> None:
+        self._database = database
+        self._client = quiet_client(client, _CALL_SECONDS)
+        self._case = case
+        self._policy = policy
+        self._directory = directory
+        self._now = now
+        self._name = name
+        self._least_hold = timedelta(seconds=self._client.timeout) + _MARGIN
+        self._doubt = doubt
+        self._pace = pace
+        self._first_wait = first_wait
+        self._workers = workers
+        self._threads: list[threading.Thread] = []
+        self._turns: Turns[Unit] = Turns(self._limits, _rank, first_wait=first_wait)
+        self._cursors = Cursors(
+            database, name, holder or new_holder(), hold=max(hold, self._least_hold + _MARGIN), now=now
+        )
+        self._user_id: str | None = None
+
+    # ------------------------------------------------------------------------------------ running
+
+    def start(self) -> None:
+        """Start the workers, on everything that is waiting."""
+        for number in range(self._workers):
+            thread = threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        try:
+            self.tick()
+        except DatabaseDown as down:
+            log.warning("the next tick looks for what is to be posted: %s", down)
+
+    def stop(self) -> None:
+        """Let each worker finish its call and give back its claim."""
+        self._turns.stop()
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def wake(self, requests: frozenset[str]) -> None:
+        """Follow these requests at once: they have new entries."""
+        for request_id in requests:
+            if request_id:
+                self._turns.put(Unit(Part.CARD, request_id), unless_parked=True)
+                self._turns.put(Unit(Part.DIRECT, request_id))
+            self._turns.put(Unit(Part.LINES, request_id), unless_parked=True)
+
+    def tick(self) -> None:
+        """Find what is behind its log: after an outage, after a crash, from another bot. Raises DatabaseDown."""
+        for unit in self._cursors.behind(self._now()):
+            self._turns.put(unit, unless_parked=True)
+
+    def drain(self, timeout: float) -> bool:
+        """Work until Slack shows the whole log; False when that takes more than ``timeout`` seconds. For tests.
+
+        Without :meth:`start`, the calling thread does the work.
+        """
+        until = time.monotonic() + timeout
+        while (left := until - time.monotonic()) > 0:
+            if self._turns.is_idle():
+                behind = self._cursors.behind(None)
+                if not behind:
+                    return True
+                for unit in behind:
+                    self._turns.put(unit)
+            if self._threads:
+                self._turns.wait_until_idle(left)
+            elif (next_unit := self._turns.take(left)) is not None:
+                self._run(next_unit)
+        return False
+
+    def seconds_behind(self) -> float:
+        """Return the age of the oldest entry that is not in its thread yet; 0 when there is none."""
+        return seconds_behind(self._database, now=self._now(), name=self._name)
+
+    def stuck(self) -> list[Stuck]:
+        """Return what fails or was given up, and why."""
+        return stuck(self._database, name=self._name)
+
+    def _work(self) -> None:
+        while (unit := self._turns.take()) is not None:
+            self._run(unit)
+
+    def _run(self, unit: Unit) -> None:
+        blocked: set[str] = set()
+        try:
+            blocked = self._follow(unit)
+        except LostError:
+            log.warning("%s: another follower has taken over", unit.request_id)
+            self._turns.put(unit, after=_AGAIN)
+        except DatabaseDown as down:
+            log.warning("%s: will be posted later: %s", unit.request_id, down)
+            self._turns.put(unit, after=_AGAIN)
+        except Exception:
+            # The worker must live on; the claim runs out by itself.
+            log.exception("%s: could not be followed", unit.request_id)
+            self._turns.put(unit, after=_LONGEST_WAIT)
+        finally:
+            self._turns.done(unit, blocked)
+
+    def _limits(self, lane: str) -> Limits:
+        kind = lane.partition(" ")[0]
+        if kind == "channel":
+            return Limits(room=2)  # two workers at the most are lost to a channel that does not answer
+        if kind == "post":
+            return Limits(_POST_BURST, 1.0, room=1) if self._pace else Limits(room=1)
+        if kind == "chat.update" and self._pace:
+            return Limits(_UPDATE_BURST, _UPDATES_PER_SECOND)
+        return Limits()
+
+    def _follow(self, unit: Unit) -> set[str]:
+        """Write one part of one request as far as it can be now; return the lanes that were shut."""
+        # 1. Is there anything to do? Nothing is written for a wake that comes twice.
+        look = self._cursors.look(unit)
+        if unit.part is Part.LINES and unit.request_id and not look.has_card:
+            if look.cursor < look.newest:
+                self._turns.put(Unit(Part.CARD, unit.request_id), unless_parked=True)
+            return set()
+        if look.cursor >= look.newest and (look.has_card or unit.part is not Part.CARD):
+            return set()
+        # 2. The claim.
+        claim = self._cursors.take(unit)
+        if claim is None:
+            self._turns.put(unit, after=_AGAIN)
+            return set()
+        # 3. The work.
+        try:
+            match unit.part:
+                case Part.CARD:
+                    self._draw_card(claim)
+                case Part.DIRECT:
+                    self._write_direct(claim)
+                case Part.LINES:
+                    self._write_lines(claim)
+        except Unavailable as error:
+            self._failed(claim, error.reason)
+            log.warning("%s: %s", unit.request_id, error.sentence)
+        except (LostError, DatabaseDown):
+            raise
+        except Exception as error:
+            # What cannot be drawn must not stop the rest.
+            self._failed(claim, type(error).__name__)
+            log.exception("%s: could not be drawn", unit.request_id)
+        # 4. The claim is given back with what was found, and what is left is put where it belongs.
+        newest = self._cursors.write(claim, release=True)
+        if claim.retry is not None:
+            self._turns.put(unit, after=claim.retry)
+        elif not claim.blocked and newest > claim.seen:
+            self._turns.put(unit)
+        if unit.part is Part.CARD:
+            self._turns.put(Unit(Part.LINES, unit.request_id), unless_parked=True)
+        return claim.blocked
+
+    def _failed(self, claim: Claim, reason: str) -> None:
+        claim.failed = reason
+        claim.wait(back_off(claim.failures + 1, self._first_wait, _LONGEST_WAIT))
+
+    # ------------------------------------------------------------------------------------ what should stand in Slack
+
+    def _draw_card(self, claim: Claim) -> None:
+        case = self._case(claim.unit.request_id)
+        claim.seen = case.request.last_seq
+        post = self._cursors.posts(claim.unit.request_id).get(CARD)
+        if self._show(claim, post, self._letter(case, CARD, case.request.channel)):
+            claim.cursor = claim.seen
+
+    def _write_direct(self, claim: Claim) -> None:
+        case = self._case(claim.unit.request_id)
+        claim.seen = case.request.last_seq
+        posts = self._cursors.posts(claim.unit.request_id)
+        is_all = True
+        letters = self._letters(case)
+        try:
+            letters += self._reviews(case, posts)
+        except Unavailable as error:
+            # Who reviews is not known just now; everybody else is written to all the same.
+            self._failed(claim, error.reason)
+            is_all = False
+        # What is new comes before what is drawn again: each new one has a lane to itself.
+        letters.sort(key=lambda letter: letter.key in posts and posts[letter.key].ts is not None)
+        for letter in letters:
+            is_all &= self._show(claim, posts.get(letter.key), letter)
+        if is_all:
+            claim.cursor = claim.seen
+
+    def _letters(self, case: Case) -> list[_Letter]:
+        """Return the direct messages about a request, the most urgent first."""
+        row = case.request
+        # (The bot's own moves are never refused, so their entries mean that it is so.)
+        events = self._cursors.events(row.id, (Action.QUORUM, Action.WARN))
+        wanted: dict[str, str] = {}
+        if Action.QUORUM in events:
+            wanted["handover"] = row.requester
+        if Action.WARN in events:
+            wanted["warning"] = row.requester
+        wanted |= {f"ask:{person}": person for person in row.custodians}
+        wanted["own"] = row.requester
+        # "Two minutes left" is not said when it no longer is so.
+        still = bool(allowed_roles(case.state, Action.WARN))
+        return [self._letter(case, key, target, is_wanted=still or key != "warning") for key, target in wanted.items()]
+
+    def _reviews(self, case: Case, posts: Mapping[str, Post]) -> list[_Letter]:
+        """Return what reviewers are told: at the end of the use, and again when the review is overdue."""
+        old = {key: post.target for key, post in posts.items() if key.startswith(("review:", "remind:"))}
+        wanted: dict[str, str] = {}
+        if allowed_roles(case.state, Action.REVIEW):
+            reminders = self._cursors.events(case.request.id, (Action.REMIND,)).get(Action.REMIND)
+            for person in self._reviewers(case):
+                wanted[f"review:{person}"] = person
+                if reminders:  # after a long outage only the newest of them
+                    wanted[f"remind:{reminders[-1]}:{person}"] = person
+        return [self._letter(case, key, target, is_wanted=key in wanted) for key, target in {**wanted, **old}.items()]
+
+    def _reviewers(self, case: Case) -> list[str]:
+        policy, row = self._policy(), case.request
+        roster = rules.gather(self._directory, policy, row.account)
+        return [
+            person
+            for person in roster.resolve(policy.reviewers)
+            if rules.explain(
+                policy, roster, row.account, person, Role.REVIEWER, requester=row.requester, approvers=case.approvers
+            )
+            is None
+        ]
+
+    def _letter(self, case: Case, key: str, target: str, *, is_wanted: bool = True) -> _Letter:
+        draw = _PICTURES[key.partition(":")[0]]
+        message = draw(case, self._policy(), now=self._now())
+        return _Letter(key, target, message, _picture(message, case.request), is_wanted)
+
+    # ------------------------------------------------------------------------------------ one message
+
+    def _show(self, claim: Claim, post: Post | None, letter: _Letter) -> bool:
+        """Make Slack show this letter; return whether it does now, or never will."""
+        if post is None:
+            return not letter.is_wanted or self._post(claim, letter, None)
+        if (post.picture or "").startswith(GONE):
+            return True
+        if post.ts is None and post.tried_at is not None:
+            match self._find(claim, post, None):
+                case _Found.LATER:
+                    return False
+                case _Found.NEVER:
+                    return True
+                case _Found.THERE | _Found.ABSENT:
+                    pass
+        if post.ts is None:
+            return not letter.is_wanted or self._post(claim, letter, post.tried_at)
+        return post.picture == letter.picture or self._redraw(claim, post, letter)
+
+    def _post(self, claim: Claim, letter: _Letter, tried_at: datetime | None) -> bool:
+        """Post a letter; ``tried_at``: when an earlier try began that may still come through."""
+        lanes = (f"channel {letter.target}", f"post {letter.target}")
+        if not self._enter(claim, lanes):
+            return False
+        request_id, key = claim.unit.request_id, letter.key
+        began = tried_at or self._now()
+        try:
+            self._cursors.write(
+                claim, setting(request_id, key, target=letter.target, picture=letter.picture, tried_at=began)
+            )
+            answer = say(
+                self._client.chat_postMessage,
+                letter.message,
+                channel=letter.target,
+                metadata=metadata(request_id, key, claim.seen, claim.seen),
+                unfurl_links=False,
+                unfurl_media=False,
+            )
+        except TroubleError as trouble:
+            if gone := self._unreachable(letter.target, trouble):
+                claim.later(setting(request_id, key, picture=GONE + gone, tried_at=None))
+                log.warning("%s: %s to %s is given up: %s", request_id, key, letter.target, gone)
+                return True
+            may_exist_since = tried_at if trouble.is_sure else began
+            claim.later(setting(request_id, key, picture=ERROR + trouble.reason, tried_at=may_exist_since))
+            self._trouble(claim, lanes, trouble)
+            return False
+        finally:
+            self._turns.leave(lanes)
+        self._turns.heal(lanes[0])
+        claim.later(setting(request_id, key, channel=answer["channel"], ts=answer["ts"], picture=letter.picture))
+        return True
+
+    def _redraw(self, claim: Claim, post: Post, letter: _Letter) -> bool:
+        lanes = (f"channel {post.target}", "chat.update")
+        if not self._enter(claim, lanes):
+            return False
+        request_id, key = claim.unit.request_id, letter.key
+        try:
+            self._outlive_a_call(claim)
+            say(self._client.chat_update, letter.message, channel=post.channel, ts=post.ts)
+        except TroubleError as trouble:
+            if trouble.reason in DELETED and key == CARD:
+                # Somebody deleted the card. The request goes on, so it gets a new one, and a new thread.
+                log.warning("%s: the card was deleted; it is posted again", request_id)
+                claim.later(setting(request_id, CARD, ts=None, tried_at=None, picture=None))
+                claim.wait(self._first_wait)
+                return False
+            gone = trouble.reason if trouble.reason in DELETED else self._unreachable(post.target, trouble)
+            if gone:
+                claim.later(setting(request_id, key, picture=GONE + gone))
+                return True
+            claim.later(setting(request_id, key, picture=ERROR + trouble.reason))
+            self._trouble(claim, lanes, trouble)
+            return False
+        finally:
+            self._turns.leave(lanes)
+        self._turns.heal(lanes[0])
+        claim.later(setting(request_id, key, picture=letter.picture))
+        return True
+
+    # ------------------------------------------------------------------------------------ the thread
+
+    def _write_lines(self, claim: Claim) -> None:
+        request_id = claim.unit.request_id
+        while True:
+            # 1. A batch that was tried stays as it is; otherwise everything that waits is one batch.
+            case = self._case(request_id) if request_id else None
+            with self._database.read() as session:
+                tried = tried_batch(session, request_id, claim.cursor)
+                records = read_entries(
+                    session,
+                    request_id=request_id,
+                    after=claim.cursor,
+                    until_seq=None if tried is None else tried.last_seq,
+                    limit=None if tried is not None else views.MOST_IN_POST,
+                )
+                card = session.get(Post, (request_id, CARD)) if case is not None else None
+            if not records:
+                return
+            if case is not None and (card is None or card.ts is None):
+                return  # it was taken away meanwhile
+            claim.seen = records[-1].seq
+            # 2. If it was tried: is it there?
+            if tried is not None:
+                match self._find(claim, tried, card):
+                    case _Found.LATER:
+                        return
+                    case _Found.THERE | _Found.NEVER:
+                        claim.cursor = claim.seen
+                        continue
+                    case _Found.ABSENT:
+                        pass
+            # 3. Post it. The cursor moves in the transaction that stores the answer.
+            if not self._post_lines(claim, case, records, card=card, tried=tried):
+                return
+
+    def _post_lines(
+        self, claim: Claim, case: Case | None, records: Sequence[Record], *, card: Post | None, tried: Post | None
+    ) -> bool:
+        request_id = claim.unit.request_id
+        first, last = records[0].seq, records[-1].seq
+        key = f"{LINES}{first}-{last}"
+        channel = self._policy().incident_channel if card is None else card.channel or card.target
+        message = views.post(records, case, self._policy(), mentions=self._mentions(claim, case, records))
+        lanes = (f"channel {channel}", f"post {channel}")
+        if not self._enter(claim, lanes):
+            return False
+        try:
+            self._cursors.write(
+                claim,
+                dropping_untried(request_id),
+                setting(
+                    request_id,
+                    key,
+                    target=channel,
+                    first_seq=first,
+                    last_seq=last,
+                    picture=None,
+                    tried_at=self._now() if tried is None else tried.tried_at,
+                ),
+            )
+            answer = say(
+                self._client.chat_postMessage,
+                message,
+                channel=channel,
+                thread_ts=None if card is None else card.ts,
+                metadata=metadata(request_id, key, first, last),
+                unfurl_links=False,
+                unfurl_media=False,
+            )
+        except TroubleError as trouble:
+            if trouble.reason in NO_THREAD and card is not None:
+                log.warning("%s: the card was deleted; it is posted again", request_id)
+                claim.later(setting(request_id, CARD, ts=None, tried_at=None, picture=None))
+            changes: dict[str, Any] = {"picture": ERROR + trouble.reason}
+            if trouble.is_sure and tried is None:
+                changes["tried_at"] = None  # then a longer batch may take its place
+            claim.later(setting(request_id, key, **changes))
+            self._trouble(claim, lanes, trouble)
+            return False
+        finally:
+            self._turns.leave(lanes)
+        self._turns.heal(lanes[0])
+        claim.cursor = last
+        claim.later(setting(request_id, key, channel=answer["channel"], ts=answer["ts"]))
+        return True
+
+    def _mentions(self, claim: Claim, case: Case | None, records: Iterable[Record]) -> dict[str, str]:
+        """Say who is called at which event: leadership and security at the request and at the grant."""
+        events = {record.event for record in records if record.refused is None}
+        called: dict[str, str] = {}
+        if case is None:
+            return called
+        if alarming := events & {Action.OPEN, Action.ISSUE}:
+            policy = self._policy()
+            names = dict.fromkeys((*policy.leadership, *policy.security))
+            called |= dict.fromkeys(alarming, " ".join(self._mention(claim, name) for name in names))
+        if Action.ESCALATE in events:
+            called[Action.ESCALATE] = " ".join(f"<@{person}>" for person in case.request.custodians)
+        return called
+
+    def _mention(self, claim: Claim, name: str) -> str:
+        if name.startswith(("U", "W")):
+            return f"<@{name}>"
+        try:
+            found = self._directory.group_id(name)
+        except Unavailable:
+            if claim.failures < _PATIENT_TRIES:
+                raise
+            found = None  # by now the line is worth more than the call
+        return f"<!subteam^{found}>" if found else name
+
+    # ------------------------------------------------------------------------------------ looking before posting again
+
+    def _find(self, claim: Claim, post: Post, thread: Post | None) -> _Found:
+        """Look in Slack for a post that was tried, in a channel or in a thread; what is found is noted in ``post``."""
+        left = (post.tried_at or self._now()) + self._doubt - self._now()
+        if left > timedelta(0):
+            claim.wait(left.total_seconds())
+            return _Found.LATER
+        method = "conversations.history" if thread is None else "conversations.replies"
+        lanes = (f"channel {post.target}", method)
+        if not self._enter(claim, lanes):
+            return _Found.LATER
+        try:
+            self._outlive_a_call(claim)
+            channel = post.channel or self._room(post.target)
+            ts = self._search(claim, channel, post, None if thread is None else thread.ts)
+        except TroubleError as trouble:
+            if gone := self._unreachable(post.target, trouble):
+                claim.later(setting(post.request_id, post.key, picture=GONE + gone))
+                return _Found.NEVER
+            if trouble.reason in NO_THREAD:
+                return _Found.ABSENT
+            claim.later(setting(post.request_id, post.key, picture=ERROR + trouble.reason))
+            self._trouble(claim, lanes, trouble)
+            return _Found.LATER
+        finally:
+            self._turns.leave(lanes)
+        self._turns.heal(lanes[0])
+        if ts is None:
+            return _Found.ABSENT
+        log.info("%s: %s had been posted", post.request_id, post.key)
+        post.channel, post.ts = channel, ts
+        claim.later(setting(post.request_id, post.key, channel=channel, ts=ts))
+        return _Found.THERE
+
+    def _room(self, target: str) -> str:
+        """Return the channel id of a target: a person's direct message has one too."""
+        if not target.startswith(("U", "W")):
+            return target
+        known = self._cursors.room(target)
+        return known or str(call(self._client.conversations_open, users=target)["channel"]["id"])
+
+    def _search(self, claim: Claim, channel: str, post: Post, thread_ts: str | None) -> str | None:
+        if self._user_id is None:
+            self._user_id = str(call(self._client.auth_test)["user_id"])
+        since = (post.tried_at or self._now()) - _SKEW
+        args: dict[str, Any] = {
+            "channel": channel,
+            "oldest": f"{since.timestamp():.6f}",
+            "inclusive": True,
+            "include_all_metadata": True,
+            "limit": 200,
+        }
+        if thread_ts is not None:
+            args["ts"] = thread_ts
+        method = self._client.conversations_history if thread_ts is None else self._client.conversations_replies
+        for _ in range(_PAGES):
+            self._outlive_a_call(claim)
+            answer = call(method, **args)
+            for message in answer.get("messages", ()):
+                payload = payload_of(message, self._user_id)
+                if (payload.get("request"), payload.get("key")) == (post.request_id, post.key):
+                    return str(message["ts"])
+            args["cursor"] = (answer.get("response_metadata") or {}).get("next_cursor")
+            if not args["cursor"]:
+                return None
+        raise TroubleError("too_many_messages", is_sure=True)
+
+    # ------------------------------------------------------------------------------------ calls
+
+    def _enter(self, claim: Claim, lanes: tuple[str, ...]) -> bool:
+        if self._turns.enter(claim.unit, lanes):
+            return True
+        claim.blocked.update(lanes)
+        return False
+
+    def _outlive_a_call(self, claim: Claim) -> None:
+        """Renew the claim if it could run out during a call: else another follower would begin beside us."""
+        if claim.until - self._now() < self._least_hold:
+            self._cursors.write(claim)
+
+    def _trouble(self, claim: Claim, lanes: tuple[str, str], trouble: TroubleError) -> None:
+        """Shut the lane that is at fault: its method for as long as Slack says, or the channel for a while."""
+        channel, method = lanes
+        if trouble.wait is not None:
+            self._turns.close(method, trouble.wait)
+            claim.blocked.add(method)
+            claim.wait(trouble.wait)
+            return
+        claim.failed = trouble.reason
+        claim.blocked.add(channel)
+        claim.wait(self._turns.fail(channel))
+        log.warning("%s: Slack did not take it (%s); it is tried again", claim.unit.request_id, trouble.reason)
+
+    def _unreachable(self, target: str, trouble: TroubleError) -> str | None:
+        """Return the reason when a person can never be written to; None for channels and for what may pass."""
+        if not target.startswith(("U", "W")):
+            return None
+        if trouble.reason == "account_inactive":
+            # Slack says this of a deactivated person, and of a bot that was uninstalled: then nobody is given up.
+            try:
+                call(self._client.auth_test)
+            except TroubleError:
+                return None
+            return trouble.reason
+        return trouble.reason if trouble.reason in UNREACHABLE else None
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+_PICTURES: Final[Mapping[str, Callable[..., views.Message]]] = {
+    CARD: views.card,
+    "own": views.own,
+    "ask": views.ask,
+    "handover": views.handover,
+    "warning": views.warning,
+    "review": views.review_ask,
+    "remind": views.review_ask,
+}
+
+
+def _rank(unit: Unit) -> int:
+    """Cards, requests to custodians and handovers come before the lines of other requests."""
+    return 1 if unit.part is Part.LINES else 0
+
+
+def _picture(message: views.Message, row: Request) -> str:
+    """Return the hash of what is seen.
+
+    A button carries the version, which a logged step raises while older buttons stay good: that alone is no reason to
+    draw a message again, except where the version must be exact, at Reveal.
+    """
+    drawn = json.dumps([message.text, message.blocks], sort_keys=True, ensure_ascii=False)
+    if f'"{views.REVEAL}"' not in drawn:
+        drawn = drawn.replace(f'"{row.id} {row.version}"', f'"{row.id} since {row.state_version}"')
+    return hashlib.sha256(drawn.encode()).hexdigest()
