@@ -175,7 +175,7 @@ function toast(text, kind = "") {
   $("toasts").append(note);
   setTimeout(() => note.remove(), 8000);
 }
-const announce = (text) => { const line = el("p", { text }); $("announcer").append(line); setTimeout(() => line.remove(), 5000); };
+const announce = (text) => { if ($("announcer").childElementCount > 4) return; const line = el("p", { text }); $("announcer").append(line); setTimeout(() => line.remove(), 5000); };
 
 /* ---------------------------------------------------------------------------------------------------------- mrkdwn */
 
@@ -220,7 +220,12 @@ function words(text) {
 }
 
 const unescape = (text) => text.replace(/&(amp|lt|gt);/g, (_, n) => ({ amp: "&", lt: "<", gt: ">" })[n]);
-const link = (href, label) => el("a", { href, target: "_blank", rel: "noopener noreferrer", text: label });
+/** A link opens elsewhere; a permalink to a message of this workspace leads there in this page, as the same person. */
+function link(href, label) {
+  const to = new URL(href), place = to.origin === location.origin && /^\/archives\/(\w+)\/p(\d+)(\d{6})$/.exec(to.pathname);
+  const open = place && { click: (event) => { event.preventDefault(); goToMessage(place[1], `${place[2]}.${place[3]}`); } };
+  return el("a", { href, target: "_blank", rel: "noopener noreferrer", text: label, on: open || {} });
+}
 const mention = (text, mine) => el("span", { class: `mention${mine ? " mine" : ""}`, text });
 const userMention = (id) => mention(`@${nameOf(id)}`, id === state.me);
 function groupMention(id, label) {
@@ -526,7 +531,7 @@ async function changed(ctx, block, element, next, { dispatch = true, redraw = nu
 
 const optionItem = (option, group) => ({ key: option.value ?? option.text.text, label: option.text.text, detail: option.description?.text, group, option });
 const optionItems = (element) => element.option_groups ? element.option_groups.flatMap((g) => g.options.map((o) => optionItem(o, g.label.text))) : (element.options || []).map((o) => optionItem(o));
-const peopleItems = () => [...state.people.values()].filter((p) => !p.deleted && !p.is_bot && p.id !== "USLACKBOT").map((p) => ({ key: p.id, label: nameOf(p.id), detail: p.title || `@${p.name}`, user: p.id }));
+const peopleItems = () => [...state.people.values()].filter((p) => !p.deleted && !p.is_bot).map((p) => ({ key: p.id, label: nameOf(p.id), detail: p.title || `@${p.name}`, user: p.id }));
 
 /** All select elements: a button that opens a list. A native select would dispatch at every arrow key while it is closed. */
 function picker(element, block, ctx, label) {
@@ -753,6 +758,13 @@ function fileCard(file) {
 const isReply = (message) => message.thread_ts && message.thread_ts !== message.ts;
 const authorOf = (message) => message.username || nameOf(message.user);
 
+/** A message as text, to see whether it must be drawn again; made once, since a card is long and messages are many. */
+const signatures = new WeakMap();
+function signature(message) {
+  if (!signatures.has(message)) signatures.set(message, JSON.stringify(message));
+  return signatures.get(message);
+}
+
 /** A list of messages and the box to write in: one for the channel, one for the thread at its side. */
 class Pane {
   static PAGE = 150;
@@ -799,12 +811,32 @@ class Pane {
     const known = this.messages.has(message.ts), mine = message.user === state.me;
     this.messages.set(message.ts, message);
     this.lately.set(message.ts, message);
-    if (known || message.ephemeral) return this.draw({ follow: mine });
+    this.drawSoon(mine);
+    if (known || message.ephemeral) return;
     if (!mine && !this.newFrom && (document.hidden || !this.atEnd())) this.newFrom = message.ts;
-    this.draw({ follow: mine });
     if (!mine) announce(`${authorOf(message)}: ${message.text || "message"}`);
   }
-  drop(ts) { if (this.messages.delete(ts)) this.draw(); this.lately.set(ts, null); }
+  drop(ts) { this.messages.delete(ts); this.lately.set(ts, null); this.drawSoon(); }
+  /** Draws once for all that came since the last frame: under load a hundred messages come in a second. */
+  drawSoon(follow = false) {
+    this.follow ||= follow;
+    if (this.due) return;
+    this.due = true;
+    const now = () => { this.due = false; if (this.channel && this.messages) this.draw({ follow: this.follow }); this.follow = false; };
+    if (document.hidden) setTimeout(now, 200); else requestAnimationFrame(now);
+  }
+  /** Brings one message before the reader. */
+  point(ts) {
+    const all = [...this.messages.keys()].sort(), at = all.indexOf(ts);
+    if (at < 0) return;
+    this.limit = Math.max(this.limit, all.length - at + 20);
+    this.draw();
+    const article = this.list.querySelector(`article[data-ts="${CSS.escape(ts)}"]`);
+    article.scrollIntoView({ block: "center" });
+    article.focus({ preventScroll: true });
+    article.classList.add("pointed");
+    setTimeout(() => article.classList.remove("pointed"), 2500);
+  }
   read() { if (this.kind === "main") markRead(); }
 
   draw({ follow = false } = {}) {
@@ -819,7 +851,7 @@ class Pane {
       day = label;
       if (message.ts === this.newFrom) { items.push({ key: "new", sig: message.ts, make: () => el("div", { class: "new-line", role: "separator", "aria-label": "New messages" }, el("span", { text: "New" })) }); before = null; }
       const grouped = Boolean(before) && before.user === message.user && before.username === message.username && before.ephemeral === message.ephemeral && Number(message.ts) - Number(before.ts) < 300;
-      items.push({ key: message.ts, sig: JSON.stringify([message, grouped, state.epoch]), make: () => el("article", { class: "message", tabindex: "-1", data: { ts: message.ts, channel: message.channel } }), update: (node) => this.fill(node, message, grouped) });
+      items.push({ key: message.ts, sig: `${signature(message)}${grouped}${state.epoch}`, make: () => el("article", { class: "message", tabindex: "-1", data: { ts: message.ts, channel: message.channel } }), update: (node) => this.fill(node, message, grouped) });
       before = parent ? null : message;
       if (parent) items.push({ key: "replies", sig: String(all.length), make: () => el("div", { class: "replies-line", text: all.length === 1 ? "No replies yet" : `${all.length - 1} ${all.length === 2 ? "reply" : "replies"}` }) });
     }
@@ -864,13 +896,15 @@ class Pane {
       else if (isReply(message)) items.push(part("replies", 0, () => el("button", { type: "button", class: "replies", data: { actionId: "replies" }, on: { click: toThread } }, "View thread")));
       items.push(part("tools", message.thread_ts, () => el("button", { type: "button", class: "icon-button tool", tabindex: "-1", "aria-label": "Reply in thread", title: "Reply in thread", on: { click: toThread } }, icon("reply"))));
     }
+    const shortcuts = (state.workspace.shortcuts || []).filter((s) => s.type === "message");
+    if (shortcuts.length && !message.ephemeral) items.push(part("shortcuts", 0, () => shortcutMenu(message, shortcuts)));
     keepFocus(node, () => reconcile(node, items.filter(Boolean)));
   }
-  /** One message is in the tab order; the arrow keys go to its neighbours, Enter opens its thread. */
+  /** One message and its tools are in the tab order; the arrow keys go to its neighbours, Enter opens its thread. */
   rove(article) {
-    if (!article || article.tabIndex === 0) return;
-    this.list.querySelectorAll("article[tabindex='0']").forEach((node) => (node.tabIndex = -1));
-    article.tabIndex = 0;
+    if (!article) return;
+    this.list.querySelectorAll("article[tabindex='0'], [tabindex='0'].tool").forEach((node) => (node.tabIndex = -1));
+    for (const node of [article, ...article.querySelectorAll(":scope > .tool")]) node.tabIndex = 0;
   }
   walk(event) {
     const article = event.target;
@@ -884,6 +918,15 @@ class Pane {
   }
 }
 
+function shortcutMenu(message, shortcuts) {
+  const button = el("button", { type: "button", class: "icon-button tool shortcuts", tabindex: "-1", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "Shortcuts", title: "Shortcuts", data: { actionId: "shortcuts" } }, icon("more"));
+  button.addEventListener("click", () => openList({
+    anchor: button, role: "menu", label: "Shortcuts", items: shortcuts.map((s) => ({ key: s.callback_id, label: s.name, detail: s.description })),
+    onPick: (item) => post("/sandbox/shortcuts", { callback_id: item.key, channel: message.channel, message_ts: message.ts }).catch((error) => toast(error.message, "bad")),
+  }));
+  return button;
+}
+
 /** Words from the sandbox to this person alone, where Slack's own Slackbot would speak. */
 function slackbot(text, channel, thread) {
   const ts = `${Math.floor(Date.now() / 1000)}.${String(++idCount).padStart(6, "0")}`;
@@ -892,7 +935,7 @@ function slackbot(text, channel, thread) {
 function addEphemeral(message) {
   // The app may replace one that it sent before (`replace_original`): same ts, new words.
   state.ephemerals = [...state.ephemerals.filter((m) => m.ts !== message.ts || m.channel !== message.channel), { ...message, ephemeral: true }];
-  for (const pane of [mainPane, threadPane]) if (pane.channel === message.channel) pane.draw({ follow: true });
+  for (const pane of [mainPane, threadPane]) if (pane.channel === message.channel) pane.drawSoon(true);
   announce(`Only visible to you. ${message.username || ""} ${message.text || ""}`);
 }
 
@@ -919,15 +962,29 @@ class Composer {
     this.list = el("ul", { id: `${id}-list`, class: "completion", role: "listbox", "aria-label": "Commands", hidden: true });
     this.hint = el("p", { class: "usage", hidden: true, "data-testid": "usage-hint" });
     this.send = el("button", { type: "submit", class: "send", "aria-label": "Send", title: "Send (Enter)", disabled: true }, icon("send"));
-    this.root = el("form", { id, class: "composer", autocomplete: "off" }, this.list, this.hint, el("div", { class: "composer-box" }, this.text, this.send),
+    this.bar = el("p", { class: "bar" });
+    this.root = el("form", { id, class: "composer", autocomplete: "off" }, this.bar, this.list, this.hint, el("div", { class: "composer-box" }, this.text, this.send),
       el("p", { class: "keys" }, el("kbd", { text: "Enter" }), " sends, ", el("kbd", { text: "Shift + Enter" }), " starts a new line", pane.kind === "main" ? [", ", el("kbd", { text: "/" }), " for commands"] : null));
     this.root.addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
     this.text.addEventListener("input", () => this.changed());
     this.text.addEventListener("keydown", (event) => this.key(event));
     this.text.addEventListener("blur", () => this.offer([]));
   }
+  /** Why nobody can write here, or "" when one can; it stands where the box would, as in Slack. */
+  barred() {
+    const here = conversation(this.pane.channel), app = state.workspace.app;
+    if (!here) return "";
+    if (here.is_archived) return `#${here.name} is archived.`;
+    if (here.is_member === false) return `You are not a member of #${here.name}: you can read along, but not write.`;
+    if (here.kind === "dm" && here.user === app.bot_user_id && app.messages_read_only) return "Sending messages to this app has been turned off.";
+    return "";
+  }
   get draftKey() { return `${state.me} ${this.pane.channel} ${this.pane.thread || ""}`; }
   open(placeholder) {
+    const why = this.barred();
+    this.root.classList.toggle("barred", Boolean(why));
+    this.bar.textContent = why;
+    this.text.disabled = Boolean(why);
     this.text.placeholder = placeholder;
     this.text.setAttribute("aria-label", placeholder);
     this.text.value = state.drafts.get(this.draftKey) || "";
@@ -1138,7 +1195,7 @@ function drawSidebar() {
   const of = (kind) => state.conversations.filter((c) => c.kind === kind);
   const row = (c) => {
     const unread = c.unread > 0, badge = c.kind === "dm" ? c.unread : c.mentions, here = c.id === state.channel;
-    const mark = c.kind === "channel" ? icon("hash") : c.kind === "app_home" ? icon("home") : avatar(c.user || state.workspace.app.bot_user_id, c.name, "small");
+    const mark = c.kind === "channel" ? icon(c.is_private ? "lock" : "hash") : c.kind === "app_home" ? icon("home") : avatar(c.user || state.workspace.app.bot_user_id, c.name, "small");
     const words = [unread ? `${c.unread} unread` : "", c.mentions ? `${c.mentions} ${c.mentions === 1 ? "mention" : "mentions"}` : ""].filter(Boolean).join(", ");
     return { key: c.id, sig: JSON.stringify([c.name, unread, badge, here, c.is_member, words, state.epoch]), make: () => el("li", {}, el("button", {
       type: "button", class: `conversation${unread ? " unread" : ""}${c.is_member === false ? " stranger" : ""}`, "aria-current": here ? "page" : null, data: { channel: c.id, kind: c.kind, actionId: `go-${c.id}` }, on: { click: () => go({ channel: c.id, thread: null, focus: true }) },
@@ -1218,6 +1275,16 @@ async function go({ channel = state.channel, thread = channel === state.channel 
   else if (focus && !home) mainPane.composer.text.focus();
   else if (focus) $("home").focus();
 }
+/** Follows a permalink: to the message in its channel, or to the reply in its thread. */
+async function goToMessage(channel, ts) {
+  try {
+    await go({ channel, thread: null });
+    if (mainPane.messages.has(ts)) return mainPane.point(ts);
+    const { messages } = await get("/sandbox/messages", { channel, thread_ts: ts });
+    await go({ channel, thread: messages[0].ts });
+    threadPane.point(ts);
+  } catch (error) { toast(error.message, "bad"); }
+}
 function drawTabs(here) {
   $("tabs").hidden = !here;
   if (!here) return;
@@ -1248,12 +1315,12 @@ async function become(id, { channel = state.channel } = {}) {
   $("home").replaceChildren();
   document.querySelectorAll("#toasts .toast").forEach((node) => node.remove());
   showTop();
-  await enter({ channel });
+  try { await enter({ channel }); } catch (error) { return toast(error.message, "bad"); }
   toast(`You are now ${nameOf(id)}.`);
 }
 $("act-as").addEventListener("click", () => openList({
   anchor: $("act-as"), role: "listbox", label: "Act as", chosen: new Set([state.me]), onPick: (item) => become(item.key),
-  items: [...state.people.values()].filter((p) => !p.is_bot && p.id !== "USLACKBOT").map((p) => ({ key: p.id, user: p.id, label: nameOf(p.id), detail: [p.title, p.is_guest && "guest", p.deleted && "deactivated", p.team_id !== state.workspace.team.id && "other workspace"].filter(Boolean).join(" · ") || `@${p.name}` })),
+  items: [...state.people.values()].filter((p) => !p.is_bot && !p.deleted).map((p) => ({ key: p.id, user: p.id, label: nameOf(p.id), detail: [p.title, p.is_guest && "guest", p.team_id !== state.workspace.team.id && "other workspace"].filter(Boolean).join(" · ") || `@${p.name}` })),
 }));
 $("to-sidebar").addEventListener("click", () => { document.body.dataset.pane = "sidebar"; $("conversations").querySelector("[aria-current]")?.focus(); });
 for (const id of ["thread-close", "thread-back"]) $(id).addEventListener("click", () => go({ thread: null }));
@@ -1286,7 +1353,7 @@ $("offline-now").addEventListener("click", () => live.start());
 const LIVE = {
   message({ message, channel }) { const m = { channel, ...message }; mainPane.put(m); threadPane.put(m); },
   message_changed({ message, channel }) { const m = { channel, ...message }; clearFailed(m); mainPane.put(m); threadPane.put(m); },
-  message_deleted({ channel, ts }) { state.ephemerals = state.ephemerals.filter((m) => m.ts !== ts); for (const pane of [mainPane, threadPane]) if (pane.channel === channel) { pane.drop(ts); pane.draw(); } },
+  message_deleted({ channel, ts }) { state.ephemerals = state.ephemerals.filter((m) => m.ts !== ts); for (const pane of [mainPane, threadPane]) if (pane.channel === channel) pane.drop(ts); },
   ephemeral({ message, channel }) { addEphemeral({ channel, ...message }); },
   view_opened({ view }) { addView(view, Boolean(view.previous_view_id)); },
   view_pushed({ view }) { addView(view, true); },
@@ -1335,18 +1402,23 @@ async function enter({ channel, thread = null }) {
   if (turn !== state.turn) return;
   state.conversations = conversations;
   drawWorkspace();
+  try { localStorage.setItem("act-as", state.me); } catch { /* the same */ }
   await go({ channel, thread, push: false });
   setStack(stack);
 }
 async function start() {
   const asked = new URLSearchParams(location.search);
   takeWorkspace(await call("GET", "/sandbox/workspace"));
-  const known = (id) => state.people.has(id) && !state.people.get(id).is_bot;
-  const wanted = asked.get("as");
+  const known = (id) => { const p = state.people.get(id); return Boolean(p) && !p.is_bot && !p.deleted; };
+  // A link from elsewhere does not say who one is; one stays who one was in this browser.
+  let before = null;
+  try { before = localStorage.getItem("act-as"); } catch { /* a browser that keeps nothing */ }
+  const wanted = asked.get("as") || (known(before) ? before : null);
   state.me = known(wanted) ? wanted : [...state.people.keys()].find(known);
   if (wanted && wanted !== state.me) toast(`There is no person ${wanted} in this workspace.`, "bad");
   if (!state.me) throw new Error("This workspace has no people yet.");
   await enter({ channel: asked.get("channel"), thread: asked.get("thread") });
+  if (asked.get("ts")) await goToMessage(asked.get("channel"), asked.get("ts"));
   if (narrowScreen.matches && !asked.get("channel") && !asked.get("as")) document.body.dataset.pane = "sidebar";
   document.body.dataset.ready = "true";
 }
