@@ -29,6 +29,7 @@ _T = TypeVar("_T")
 
 _POLL_SECONDS: Final = 0.02
 _REQUEST_SECONDS: Final = 60.0
+_ALL: Final = "1000000"
 
 
 class NotPossible(Exception):
@@ -195,9 +196,9 @@ class PersonDriver:
     def messages(self, channel: str, thread_ts: str | None = None) -> list[Json]:
         """Return a channel's top level, or one thread, oldest first."""
         return list(
-            self._driver.request("GET", "/sandbox/messages", as_=self.user, channel=channel, thread_ts=thread_ts)[
-                "messages"
-            ]
+            self._driver.request(
+                "GET", "/sandbox/messages", as_=self.user, channel=channel, thread_ts=thread_ts, limit=_ALL
+            )["messages"]
         )
 
     def thread(self, channel: str, ts: str) -> list[Json]:

@@ -177,15 +177,16 @@ class People:
             found.append({**home, "unread": 0, "mentions": 0, "last_ts": None})
         return {"conversations": found}
 
-    def messages(self, user: object, channel: object, thread_ts: str | None) -> Json:
-        """Return a room's top level, or one thread; oldest first, without ephemerals."""
+    def messages(self, user: object, channel: object, thread_ts: str | None, limit: int) -> Json:
+        """Return the newest of a room's top level, or of one thread; oldest first, without ephemerals."""
         person = self.actor(user)
         room = self.room(person, channel)
         if thread_ts is None:
-            found = [room.messages[ts] for ts in room.top]
+            found = [room.messages[ts] for ts in room.top[-limit:]]
         else:
             try:
-                found = self._workspace.thread_of(room, thread_ts)
+                parent, *replies = self._workspace.thread_of(room, thread_ts)
+                found = [parent, *replies[-limit:]]
             except SlackError:
                 raise Refusal("That message is gone.", 404) from None
         return {"messages": [self._workspace.page_message(message) for message in found]}

@@ -398,7 +398,12 @@ class _Front:
             get("/sandbox/conversations", lambda r: people.conversations(asked(r, "as"))),
             get(
                 "/sandbox/messages",
-                lambda r: people.messages(asked(r, "as"), asked(r, "channel"), r.query_params.get("thread_ts")),
+                lambda r: people.messages(
+                    asked(r, "as"),
+                    asked(r, "channel"),
+                    r.query_params.get("thread_ts"),
+                    max(1, int(asked(r, "limit", "1000"))),
+                ),
             ),
             get("/sandbox/ephemerals", lambda r: people.ephemerals(asked(r, "as"), asked(r, "after", "0"))),
             get("/sandbox/views", lambda r: people.views(asked(r, "as"))),
