@@ -16,9 +16,7 @@ Rules
 from __future__ import annotations
 
 import difflib
-import logging
 import re
-import string
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -46,18 +44,8 @@ if TYPE_CHECKING:
 
     Export = Callable[[Actor, str], None]
 
-log = logging.getLogger(__name__)
-# Its level is set here, so that no debug setting elsewhere makes slack_sdk write a credential into a log.
-_QUIET: Final = logging.getLogger(f"{__name__}.quiet")
-_QUIET.setLevel(logging.ERROR)
-
 _BUTTON: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,9})")
 _REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}")
-_LETTERS: Final = string.ascii_lowercase
-_WAITS: Final = (0.2, 0.5, 1.0, 2.0)  # seconds between tries to show a credential
-_PASSING: Final = frozenset(
-    {"ratelimited", "rate_limited", "internal_error", "fatal_error", "service_unavailable", "request_timeout"}
-)
 _SUBCOMMANDS: Final = ("help", "status", "review", "export")
 
 
