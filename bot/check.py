@@ -2,8 +2,8 @@
 
 Rules
 -----
-* Nothing is changed: no message, no credential. (A token of ten seconds, which can read a level's path and is revoked at
-  once unread, shows that the level can be opened.)
+* Nothing is changed: no message, no credential. (A token of ten seconds, which could read a level's path and is revoked
+  at once, shows that the level can be opened.)
 * A question that cannot be asked because of an earlier answer is left out, not answered "fine".
 """
 
@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
 
-from bot.app import slack_client, vault_client
+from bot.app import SCOPES, slack_client, vault_client
 from bot.directory import SlackDirectory
 from storage import audit
 from storage.database import Database, DatabaseDown
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from workflows.policy import Policy
     from workflows.vault import Vault
 
-MANIFEST: Final = Path(__file__).parent.parent / "manifest.yml"
 _TRY: Final = timedelta(seconds=10)
 
 
@@ -86,8 +83,7 @@ def _slack(settings: Settings, policy: Policy | None) -> Iterator[Finding]:
         return
     yield Finding(True, f"Slack: the bot is {me['user']} in {me['team']}.")
     has = {scope.strip() for scope in str(me.headers.get("x-oauth-scopes", "")).split(",") if scope.strip()}
-    wanted = set(yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))["oauth_config"]["scopes"]["bot"])
-    if missing := sorted(wanted - has):
+    if missing := sorted(set(SCOPES) - has):
         yield Finding(
             False, f"Slack: the bot token lacks {', '.join(missing)}: install the app again from manifest.yml."
         )
@@ -159,7 +155,7 @@ def _vault(settings: Settings, policy: Policy | None) -> Iterator[Finding]:
         vault.log_in()
         yield Finding(True, f"Vault {health.version}: it answers, and the bot can log in.")
         if left := vault.irrevocable():
-            yield Finding(False, f"Vault has given up on {len(left)} leases; revoke them by hand: {sorted(left)[0]} …")
+            yield Finding(False, f"Vault has given up on {len(left)} leases; revoke them by hand: {min(left)} …")
     except BreakGlassError as error:
         yield Finding(False, f"Vault: {error.sentence}")
         return

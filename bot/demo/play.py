@@ -96,20 +96,20 @@ def _live(demo: Demo, story: Story) -> None:
     # 2. Everybody who must know does.
     _wait(lambda: _thread(lena, card), "the first post in the thread")
     story.claim("leadership and security were mentioned at once", _mentioned(lena) and _mentioned(sam))
-    asks = [_wait(lambda who=who: _dm_with(who, views.APPROVE), "a custodian's message") for who in (carl,)]
+    asked = _wait(lambda: _dm_with(carl, views.APPROVE), "Carl's message")
     story.tell("Carl", "gets a direct message with Approve, Approve for less… and Deny…")
 
     # 3. A stranger and the requester try to approve; nothing comes of it.
     for who, person in (("Olga", olga), ("Rita", rita)):
         person.click(card, views.APPROVE)
-        said = _wait(lambda person=person: person.ephemerals(), f"an answer to {who}'s click")[-1]["text"]
+        said = _wait(person.ephemerals, f"an answer to {who}'s click")[-1]["text"]
         story.tell(who, f"clicks Approve and is told: {said}")
     story.claim("the card still waits for a custodian", rita.has(_fresh(rita, card), views.APPROVE))
     story.claim("no emergency login exists at PostgreSQL", _logins(demo) == 0)
 
     # 4. Carl approves.
     clicked = time.monotonic()
-    carl.click(asks[0], views.APPROVE)
+    carl.click(asked, views.APPROVE)
     handover = _wait(lambda: _dm_with(rita, views.REVEAL), "Rita's Reveal button")
     story.tell("Carl", f"approves; Rita has her Reveal button after {time.monotonic() - clicked:.2f} s")
     story.claim("still no emergency login exists: nothing is issued before it is opened", _logins(demo) == 0)
@@ -171,7 +171,7 @@ def _live(demo: Demo, story: Story) -> None:
         path.write_bytes(path.read_bytes().replace(b"Checkout is down", b"Checkout is fine", 1))
         story.claim("with one word changed it does not", not verify_file(path).ok)
     story.claim("both attempts without the right are in it", events.count("request:approve") == 3)
-    posts = [message for message in rita.thread(CHANNEL, card["ts"])[1:]]
+    posts = _thread(rita, card)
     covered = [seq for post in posts for seq in _entries_of(people, post)]
     story.claim("the thread has every step of the log, in order, once", covered == sorted(set(covered)) and covered)
 
@@ -279,10 +279,8 @@ def _spilled(demo: Demo, people: Driver, line: str) -> list[str]:
         for entry in people.journal()
         if password in json.dumps(entry) and entry.get("method") not in {"views.open", "views.update"}
     ]
-    for file in (*demo.directory.glob("*.db*"), demo.bot.log):
-        if password.encode() in file.read_bytes():
-            spilled.append(str(file))
-    return spilled
+    files = (*demo.directory.glob("*.db*"), demo.bot.log)
+    return spilled + [str(file) for file in files if password.encode() in file.read_bytes()]
 
 
 def _entries_of(people: Driver, post: Mapping[str, Any]) -> range:
