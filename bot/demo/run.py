@@ -21,7 +21,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import yaml
 
@@ -93,8 +93,26 @@ class BotProcess(Part):
         self._wait(lambda: b"listening" in self.log.read_bytes()[said:])
 
 
+class Workspace(Protocol):
+    """A Slack workspace that is up between enter and exit."""
+
+    @property
+    def url(self) -> str:
+        """The address of the page, ``http://127.0.0.1:…``."""
+
+    def __enter__(self) -> object:
+        """Start it."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop it."""
+
+
 class Demo:
-    """All the parts, up and wired; a context manager. ``with_bot=False`` leaves the bot to the caller (crash tests)."""
+    """All the parts, up and wired; a context manager. ``with_bot=False`` leaves the bot to the caller (crash tests).
+
+    ``policy`` is the text of another policy ("port: 5432" stands for the target's), ``seed`` another workspace for it;
+    ``slack`` is a workspace that runs elsewhere, with the sandbox's tokens, in place of one in this process.
+    """
 
     def __init__(
         self,
@@ -103,6 +121,9 @@ class Demo:
         port: int = 0,
         persistent: bool = False,
         rate_limits: float = 1.0,
+        seed: WorkspaceSeed = SEED,
+        policy: str | None = None,
+        slack: Workspace | None = None,
         with_bot: bool = True,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -110,9 +131,10 @@ class Demo:
         self.bao = OpenBao(directory / "openbao", persistent=persistent)
         self.pg = Postgres(directory / "postgresql", durable=False)
         manifest = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))
-        self.slack = Sandbox(
-            SEED, manifest, bot_token=BOT_TOKEN, app_token=APP_TOKEN, port=port, rate_limits=rate_limits
+        self.slack = slack or Sandbox(
+            seed, manifest, bot_token=BOT_TOKEN, app_token=APP_TOKEN, port=port, rate_limits=rate_limits
         )
+        self._policy = policy or (HERE / "breakglass.yml").read_text(encoding="utf-8")
         self.policy_file = directory / "breakglass.yml"
         self.database_url = f"sqlite:///{directory / 'breakglass.db'}"
         self._with_bot = with_bot
@@ -159,7 +181,7 @@ class Demo:
 
     def _set_up(self) -> BotLogin:
         """Do what an administrator does before the bot is installed: policy, database, Vault."""
-        text = (HERE / "breakglass.yml").read_text(encoding="utf-8").replace("port: 5432", f"port: {self.pg.port}")
+        text = self._policy.replace("port: 5432", f"port: {self.pg.port}")
         self.policy_file.write_text(text, encoding="utf-8")
         target = prepare_target(self.pg)
         levels = [
