@@ -26,7 +26,8 @@ from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, R
 from bot import listeners
 from bot.directory import SlackDirectory
 from bot.thread import ThreadFollower
-from storage.database import Database
+from storage.audit import Damaged
+from storage.database import Database, DatabaseDown
 from storage.export import export
 from workflows import policy as rules
 from workflows import sweep
@@ -200,8 +201,13 @@ def _export(desk: Desk, client: WebClient, actor: Actor, request_id: str, now: d
     """Send one request's entries to the person who asked, as a file in the direct message."""
     desk.case(request_id)  # a sentence, when there is none of that name
     out = io.BytesIO()
-    with desk.database.read() as session:
-        summary = export(session, out, exported_at=now, request_id=request_id, format="jsonl")
+    try:
+        with desk.database.read() as session:
+            summary = export(session, out, exported_at=now, request_id=request_id, format="jsonl")
+    except DatabaseDown as down:
+        raise Unavailable(f"The export cannot be made now: {down}") from None
+    except Damaged as damage:
+        raise Unavailable(f"Entry {damage.seq} of the log is damaged; call security. {damage.sentence}") from None
     # The entry comes first: nothing leaves that is not on record.
     desk.record("log:export", actor, {"selection": request_id, "count": summary.count}, request_id=request_id, now=now)
     try:

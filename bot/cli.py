@@ -13,6 +13,7 @@ import argparse
 import getpass
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from storage.audit import Actor
+from storage.audit import Actor, Damaged
 from storage.database import Database, DatabaseDown
 from storage.export import export
 from storage.verify import verify_file
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DatabaseDown as error:
         print(f"{error} Look at BREAKGLASS_DATABASE_URL.", file=sys.stderr)
         return UNAVAILABLE
+    except Damaged as damage:
+        print(f"Entry {damage.seq} of the log is damaged: {damage.sentence}", file=sys.stderr)
+        return UNVERIFIED
     except BreakGlassError as error:
         print(error.sentence, file=sys.stderr)
         return REFUSED if isinstance(error, Refused) else USAGE
@@ -158,7 +162,7 @@ def _export(options: argparse.Namespace) -> int:
     # The entry comes first: nothing leaves that is not on record. The export then shows its own entry, too.
     door.record(
         "log:export",
-        Actor("", f"shell:{getpass.getuser()}"),
+        Actor("", "shell:" + re.sub(r"[^!-~]", "_", getpass.getuser())[:40]),
         {name: str(value) for name, value in selection.items() if value} | {"format": options.format},
         now=now,
     )

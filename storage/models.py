@@ -87,7 +87,7 @@ def _time(*, nullable: bool = False, index: bool = False) -> Any:  # noqa: ANN40
 
 
 def _json() -> Any:  # noqa: ANN401 - SQLModel's Field is typed Any
-    return Field(sa_column=Column(JSON, nullable=False))
+    return Field(sa_column=Column(JSON(none_as_null=True), nullable=False))
 
 
 class Request(SQLModel, table=True):

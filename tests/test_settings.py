@@ -1,0 +1,69 @@
+"""Is the environment read strictly, with every problem at once and no secret repeated?"""
+
+from __future__ import annotations
+
+import pytest
+
+from bot.settings import SettingsInvalid, from_environment
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """An environment in which nothing is missing."""
+    policy = tmp_path / "breakglass.yml"
+    policy.write_text("version: 1\n", encoding="utf-8")
+    return {
+        "SLACK_BOT_TOKEN": "xoxb-secret-1",
+        "SLACK_APP_TOKEN": "xapp-secret-2",
+        "VAULT_ADDR": "http://127.0.0.1:8200/",
+        "VAULT_ROLE_ID": "role-secret-3",
+        "VAULT_SECRET_ID": "secret-4",
+        "BREAKGLASS_POLICY": str(policy),
+        "BREAKGLASS_DATABASE_URL": "postgresql://bot:secret-5@localhost/bg",
+    }
+
+
+def test_a_whole_environment_is_read(whole):
+    """Addresses come out in one form, defaults are filled in."""
+    settings = from_environment(whole)
+    assert settings.vault_address == "http://127.0.0.1:8200"
+    assert settings.slack_api_url == "https://slack.com/api/"
+    assert settings.patience.total_seconds() == 30
+
+
+def test_every_problem_is_named_at_once():
+    """An empty environment gives a sentence for each variable that is needed."""
+    with pytest.raises(SettingsInvalid) as invalid:
+        from_environment({})
+    named = " ".join(invalid.value.problems)
+    for name in ("SLACK_BOT_TOKEN", "SLACK_APP_TOKEN", "VAULT_ADDR", "VAULT_ROLE_ID", "BREAKGLASS_POLICY"):
+        assert name in named
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLACK_BOT_TOKEN", "xapp-wrong-kind"),
+        ("SLACK_APP_TOKEN", "xoxb-wrong-kind"),
+        ("VAULT_ADDR", "vault.internal"),
+        ("VAULT_SECRET_ID", " "),
+        ("BREAKGLASS_POLICY", "nowhere.yml"),
+        ("SLACK_API_URL", "slack"),
+        ("BREAKGLASS_PATIENCE_SECONDS", "0"),
+        ("BREAKGLASS_PATIENCE_SECONDS", "half a minute"),
+    ],
+)
+def test_a_malformed_variable_is_named_and_its_value_is_not_repeated(whole, name, value):
+    """One wrong value is one sentence; a token that was put into the wrong variable is not printed."""
+    with pytest.raises(SettingsInvalid) as invalid:
+        from_environment(whole | {name: value})
+    (problem,) = invalid.value.problems
+    assert name in problem
+    assert "wrong-kind" not in problem
+
+
+def test_no_secret_is_in_the_repr(whole):
+    """Printing the settings shows none of the five secrets."""
+    shown = repr(from_environment(whole))
+    for secret in ("secret-1", "secret-2", "secret-3", "secret-4", "secret-5"):
+        assert secret not in shown
