@@ -54,6 +54,8 @@ function icon(name) {
   return svg;
 }
 
+const iconButton = (picture, label, click, more = {}) => el("button", { type: "button", class: "icon-button", "aria-label": label, on: { click }, ...more }, icon(picture));
+
 /** The address if a click on it is harmless, else null: `javascript:` and `data:` would run in the reader's page. */
 function safeUrl(text) {
   try {
@@ -137,7 +139,7 @@ const conversation = (id) => state.conversations.find((c) => c.id === id);
 const appName = () => state.workspace?.app?.name || "app";
 const initials = (name) => (name.match(/[\p{L}\p{N}]+/gu) || ["?"]).slice(0, 2).map((w) => w[0].toUpperCase()).join("");
 /** A person's colour comes from the id, so it is the same on every screen and after every restart. */
-function hue(id) { let h = 7; for (const c of id || "") h = (h * 31 + c.charCodeAt(0)) % 360; return h; }
+function hue(id) { let h = 7; for (const c of id || "") h = Math.imul(h ^ c.charCodeAt(0), 0x9e3779b1) >>> 0; return (h >>> 8) % 360; }
 function avatar(id, name = nameOf(id), cls = "") {
   const bot = id === state.workspace?.app?.bot_user_id;
   const node = el("span", { class: `avatar ${bot ? "bot" : ""} ${cls}`, "aria-hidden": "true" }, bot ? icon("lock") : initials(name));
@@ -169,13 +171,19 @@ const post = (path, body = {}) => call("POST", path, { as: state.me, ...body });
 
 function toast(text, kind = "") {
   const note = el("div", { class: `toast ${kind}`, "data-testid": "toast" }, kind === "bad" ? icon("warn") : null, el("span", { text }),
-    el("button", { type: "button", class: "icon-button", "aria-label": "Dismiss", on: { click: () => note.remove() } }, icon("close")));
+    iconButton("close", "Dismiss", () => note.remove()));
   // A modal makes the rest of the page inert, so a toast must stand inside it to be seen and read out.
   ([...document.querySelectorAll("dialog[open]")].pop() || document.body).append($("toasts"));
   $("toasts").append(note);
   setTimeout(() => note.remove(), 8000);
 }
-const announce = (text) => { if ($("announcer").childElementCount > 4) return; const line = el("p", { text }); $("announcer").append(line); setTimeout(() => line.remove(), 5000); };
+/** Says something to who listens to the page. Of a flood only the first few: nobody can listen to fifty messages. */
+function announce(text) {
+  if ($("announcer").childElementCount > 4) return;
+  const line = el("p", { text });
+  $("announcer").append(line);
+  setTimeout(() => line.remove(), 5000);
+}
 
 /* ---------------------------------------------------------------------------------------------------------- mrkdwn */
 
@@ -187,8 +195,10 @@ const EMOJI = {
   information_source: "ℹ️", question: "❓", exclamation: "❗", zap: "⚡", arrow_right: "➡️", repeat: "🔁", robot_face: "🤖", calendar: "📅", wrench: "🔧", package: "📦",
 };
 // Circles are drawn, since they carry a state's colour and many machines have no colour emoji font.
-const CIRCLES = { red_circle: "red", large_red_circle: "red", large_green_circle: "green", green_circle: "green", large_yellow_circle: "yellow", large_orange_circle: "orange",
-  large_blue_circle: "blue", blue_circle: "blue", white_circle: "white", black_circle: "black", large_purple_circle: "purple" };
+const CIRCLES = {
+  red_circle: "red", large_red_circle: "red", large_green_circle: "green", green_circle: "green", large_yellow_circle: "yellow", large_orange_circle: "orange",
+  large_blue_circle: "blue", blue_circle: "blue", white_circle: "white", black_circle: "black", large_purple_circle: "purple",
+};
 // On a machine without a colour emoji font these would be empty boxes; they are drawn there, since they carry meaning in a card.
 const DRAWN = {
   white_check_mark: "check good", heavy_check_mark: "check good", x: "close bad", no_entry: "stop bad", warning: "warn amber", rotating_light: "siren bad", siren: "siren bad", lock: "lock amber", unlock: "unlock amber",
@@ -201,7 +211,8 @@ const hasColourEmoji = (() => {
   canvas.fillText("\u{1F511}", 0, 20);
   return canvas.getImageData(0, 0, 24, 24).data.some((v, i) => i % 4 !== 3 && v > 40);
 })();
-const NAME_OF_EMOJI = new Map([...Object.entries(EMOJI), ...Object.entries({ red_circle: "🔴", large_green_circle: "🟢", large_yellow_circle: "🟡", large_orange_circle: "🟠", large_blue_circle: "🔵", white_circle: "⚪" })]
+const ROUND = { red_circle: "🔴", large_green_circle: "🟢", large_yellow_circle: "🟡", large_orange_circle: "🟠", large_blue_circle: "🔵", white_circle: "⚪" };
+const NAME_OF_EMOJI = new Map(Object.entries({ ...EMOJI, ...ROUND })
   .filter(([name]) => DRAWN[name] || CIRCLES[name]).map(([name, char]) => [char.replace("\uFE0F", ""), name]).reverse());
 const EMOJI_CHARS = new RegExp(`(${[...NAME_OF_EMOJI.keys()].join("|")})\\uFE0F?`, "u");
 
@@ -238,14 +249,18 @@ function channelMention(id, label) {
   return el("button", { type: "button", class: "mention link", text: `#${found.name}`, on: { click: () => go({ channel: id }) } });
 }
 const DATE_PARTS = {
-  date_num: (d) => d.toLocaleDateString("sv"), date: (d) => d.toLocaleDateString([], { dateStyle: "long" }), date_short: (d) => d.toLocaleDateString([], { dateStyle: "medium" }),
-  date_long: (d) => d.toLocaleDateString([], { dateStyle: "full" }), time: clock, time_secs: (d) => d.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" }),
+  date_num: (d) => d.toLocaleDateString("sv"), date: (d) => d.toLocaleDateString([], { dateStyle: "long" }),
+  date_short: (d) => d.toLocaleDateString([], { dateStyle: "medium" }), date_long: (d) => d.toLocaleDateString([], { dateStyle: "full" }),
+  time: clock, time_secs: (d) => d.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" }),
   ago: (d) => {
-    const s = (d - Date.now()) / 1000, [n, unit] = Math.abs(s) < 60 ? [s, "second"] : Math.abs(s) < 3600 ? [s / 60, "minute"] : Math.abs(s) < 86400 ? [s / 3600, "hour"] : [s / 86400, "day"];
-    return new Intl.RelativeTimeFormat([], { numeric: "auto" }).format(Math.round(n), unit);
+    const seconds = (d - Date.now()) / 1000;
+    const [unit, size] = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]].find(([, most]) => Math.abs(seconds) >= most) || ["second", 1];
+    return new Intl.RelativeTimeFormat([], { numeric: "auto" }).format(Math.round(seconds / size), unit);
   },
 };
-for (const kind of ["date", "date_short", "date_long"]) DATE_PARTS[`${kind}_pretty`] = (d) => { const day = dayLabel(d); return ["Today", "Yesterday"].includes(day) ? day.toLowerCase() : DATE_PARTS[kind](d); };
+for (const kind of ["date", "date_short", "date_long"]) {
+  DATE_PARTS[`${kind}_pretty`] = (d) => (["Today", "Yesterday"].includes(dayLabel(d)) ? dayLabel(d).toLowerCase() : DATE_PARTS[kind](d));
+}
 function dateNode(seconds, format, href, fallback) {
   const date = new Date(Number(seconds) * 1000);
   if (!Number.isFinite(date.getTime())) return document.createTextNode(fallback || "");
@@ -378,8 +393,10 @@ function richPart(part) {
     case "rich_text_section": return richInline(part.elements, el("div", { class: "rich-line" }));
     case "rich_text_quote": return richInline(part.elements, el("blockquote"));
     case "rich_text_preformatted": return preformatted((part.elements || []).map((e) => e.text ?? e.url ?? "").join(""));
-    case "rich_text_list": return el(part.style === "ordered" ? "ol" : "ul", { class: `indent-${Math.min(part.indent || 0, 8)}`, start: part.offset ? part.offset + 1 : null },
-      part.elements.map((item) => richInline(item.elements, el("li"))));
+    case "rich_text_list": {
+      const props = { class: `indent-${Math.min(part.indent || 0, 8)}`, start: part.offset ? part.offset + 1 : null };
+      return el(part.style === "ordered" ? "ol" : "ul", props, part.elements.map((item) => richInline(item.elements, el("li"))));
+    }
     default: return el("p", { class: "unsupported", text: `Unsupported: ${part.type}` });
   }
 }
@@ -393,10 +410,12 @@ function openList({ anchor, items, role, label, chosen = new Set(), multiple = f
   const listId = freshId("list"), place = placeOf(anchor), option = role === "menu" ? "menuitem" : "option";
   const filtered = items.length > 9;
   const list = el("ul", { id: listId, role, "aria-label": label, "aria-multiselectable": multiple || null, tabindex: filtered ? null : "-1" });
-  const search = filtered ? el("input", { type: "text", class: "list-filter", role: "combobox", "aria-expanded": "true", "aria-controls": listId, "aria-label": `Search: ${label}`,
-    placeholder: "Search…", autocomplete: "off", spellcheck: "false" }) : null;
+  const search = filtered && el("input", {
+    type: "text", class: "list-filter", role: "combobox", "aria-expanded": "true", "aria-controls": listId, "aria-label": `Search: ${label}`,
+    placeholder: "Search…", autocomplete: "off", spellcheck: "false",
+  });
   const box = el("div", { class: "popup" }, search, list);
-  const keys = search || list;
+  const keys = search || list; // who has the focus
   let shown = [], current = -1, typed = "", typedAt = 0;
 
   function mark(index) {
@@ -406,7 +425,7 @@ function openList({ anchor, items, role, label, chosen = new Set(), multiple = f
     else keys.removeAttribute("aria-activedescendant");
   }
   function fill() {
-    const word = (search?.value || "").trim().toLowerCase();
+    const word = (search ? search.value : "").trim().toLowerCase();
     let group = null;
     shown = [];
     list.replaceChildren();
@@ -471,7 +490,7 @@ function openList({ anchor, items, role, label, chosen = new Set(), multiple = f
     event.preventDefault();
     event.stopPropagation();
   });
-  search?.addEventListener("input", () => { fill(); mark(0); });
+  if (search) search.addEventListener("input", () => { fill(); mark(0); });
   openList.close = close;
   anchor.setAttribute("aria-expanded", "true");
   (anchor.closest("dialog") || document.body).append(box);
@@ -530,8 +549,9 @@ async function changed(ctx, block, element, next, { dispatch = true, redraw = nu
 }
 
 const optionItem = (option, group) => ({ key: option.value ?? option.text.text, label: option.text.text, detail: option.description?.text, group, option });
-const optionItems = (element) => element.option_groups ? element.option_groups.flatMap((g) => g.options.map((o) => optionItem(o, g.label.text))) : (element.options || []).map((o) => optionItem(o));
-const peopleItems = () => [...state.people.values()].filter((p) => !p.deleted && !p.is_bot).map((p) => ({ key: p.id, label: nameOf(p.id), detail: p.title || `@${p.name}`, user: p.id }));
+const optionItems = (element) => (element.option_groups || [{ options: element.options || [] }]).flatMap((g) => g.options.map((o) => optionItem(o, g.label?.text)));
+const humans = () => [...state.people.values()].filter((p) => !p.deleted && !p.is_bot);
+const peopleItems = () => humans().map((p) => ({ key: p.id, label: nameOf(p.id), detail: p.title || `@${p.name}`, user: p.id }));
 
 /** All select elements: a button that opens a list. A native select would dispatch at every arrow key while it is closed. */
 function picker(element, block, ctx, label) {
@@ -542,12 +562,16 @@ function picker(element, block, ctx, label) {
   const button = el("button", { type: "button", class: "picker", "aria-haspopup": "listbox", "aria-expanded": "false", "aria-describedby": label.describedBy,
     data: { actionId: element.action_id } }, shown, icon("down"));
   if (label.id) button.setAttribute("aria-labelledby", `${label.id} ${shown.id}`);
-  const chosen = () => { const v = valueOf(ctx, block, element)[field]; return (many ? v : v ? [v] : []).map((thing) => ({ key: keyOf(thing), label: ofPeople ? nameOf(thing) : thing.text.text })); };
+  const chosen = () => [valueOf(ctx, block, element)[field]].flat().filter(Boolean).map((thing) => ({ key: keyOf(thing), label: ofPeople ? nameOf(thing) : thing.text.text }));
+  function picture({ key, label: words }) {
+    if (many) return el("span", { class: "chip" }, plain(words));
+    return ofPeople ? el("span", { class: "person" }, avatar(key, words, "small"), words) : plain(words);
+  }
   function draw() {
     const now = chosen();
     shown.classList.toggle("empty", !now.length);
-    shown.replaceChildren(...(now.length ? now.map((c) => (many ? el("span", { class: "chip" }, plain(c.label)) : ofPeople ? el("span", { class: "person" }, avatar(c.key, c.label, "small"), c.label) : plain(c.label)))
-      : [plain(element.placeholder?.text || (ofPeople ? "Choose a person" : "Choose an option"))]));
+    if (now.length) shown.replaceChildren(...now.map(picture));
+    else shown.replaceChildren(plain(element.placeholder?.text || (ofPeople ? "Choose a person" : "Choose an option")));
   }
   button.addEventListener("click", () => {
     const taken = new Set(chosen().map((c) => c.key)), at = new Set(taken), clear = !many && block.type === "input" && block.optional && taken.size;
@@ -569,14 +593,16 @@ function picker(element, block, ctx, label) {
   return button;
 }
 
+const numeric = ({ is_decimal_allowed: decimal, min_value: min, max_value: max }) => ({ min, max, step: decimal ? "any" : "1", inputmode: decimal ? "decimal" : "numeric" });
+
 function textInput(element, block, ctx, label) {
   const kind = { number_input: "number", email_text_input: "email", url_text_input: "url" }[element.type] || "text";
   const value = valueOf(ctx, block, element), on = element.dispatch_action_config?.trigger_actions_on || ["on_enter_pressed"];
   const id = freshId("field"), most = element.max_length, multi = element.multiline && kind === "text";
   const counter = most ? el("span", { class: "counter", "aria-hidden": "true" }) : null;
   const input = el(multi ? "textarea" : "input", {
-    id, type: multi ? null : kind, rows: multi ? "4" : null, placeholder: element.placeholder?.text, min: element.min_value, max: element.max_value, step: kind === "number" ? (element.is_decimal_allowed ? "any" : "1") : null,
-    inputmode: kind === "number" ? (element.is_decimal_allowed ? "decimal" : "numeric") : null, autocomplete: "off", "aria-describedby": label.describedBy, data: { actionId: element.action_id },
+    id, placeholder: element.placeholder?.text, autocomplete: "off", "aria-describedby": label.describedBy, data: { actionId: element.action_id },
+    ...(multi ? { rows: 4 } : { type: kind }), ...(kind === "number" ? numeric(element) : {}),
   });
   input.value = value.value ?? "";
   const count = () => counter && (counter.textContent = input.value.length > most * 0.8 ? `${input.value.length} / ${most}` : "");
@@ -623,7 +649,8 @@ function choices(element, block, ctx, label) {
       const on = element.options.filter((_, i) => inputs[i].checked);
       changed(ctx, block, element, many ? on : on[0] ?? null, { redraw: draw });
     });
-    group.append(el("label", { class: "choice" }, input, el("span", {}, el("span", { class: "choice-label" }, textObject(option.text)), option.description ? el("small", { id: detail }, textObject(option.description)) : null)));
+    const words = el("span", {}, el("span", { class: "choice-label" }, textObject(option.text)), detail && el("small", { id: detail }, textObject(option.description)));
+    group.append(el("label", { class: "choice" }, input, words));
     return input;
   });
   function draw() {
@@ -637,7 +664,9 @@ function choices(element, block, ctx, label) {
 const ELEMENTS = {
   button(element, block, ctx) {
     const key = waitKey(ctx, block, element);
-    const button = el("button", { type: "button", class: `button ${element.style || ""}`, "aria-label": element.accessibility_label, data: { actionId: element.action_id, wait: key } }, textObject(element.text));
+    const button = el("button", {
+      type: "button", class: `button ${element.style || ""}`, "aria-label": element.accessibility_label, data: { actionId: element.action_id, wait: key },
+    }, textObject(element.text));
     button.addEventListener("click", () => {
       if (state.waiting.get(key) === "waiting") return;
       const to = element.url && safeUrl(element.url);
@@ -648,7 +677,10 @@ const ELEMENTS = {
     return button;
   },
   overflow(element, block, ctx) {
-    const button = el("button", { type: "button", class: "button overflow", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "More actions", data: { actionId: element.action_id, wait: waitKey(ctx, block, element) } }, icon("more"));
+    const button = el("button", {
+      type: "button", class: "button overflow", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "More actions",
+      data: { actionId: element.action_id, wait: waitKey(ctx, block, element) },
+    }, icon("more"));
     button.addEventListener("click", () => openList({
       anchor: button, items: optionItems(element), role: "menu", label: "More actions",
       onPick: ({ option }) => {
@@ -663,7 +695,9 @@ const ELEMENTS = {
   plain_text_input: textInput, number_input: textInput, email_text_input: textInput, url_text_input: textInput, datepicker: dateInput, timepicker: dateInput,
 };
 const unsupported = (type) => el("span", { class: "unsupported", text: `This sandbox does not draw “${type}”.` });
-const drawElement = (element, block, ctx, label = {}) => (Object.hasOwn(ELEMENTS, element.type) ? ELEMENTS[element.type](element, block, ctx, label) : unsupported(element.type));
+function drawElement(element, block, ctx, label = {}) {
+  return Object.hasOwn(ELEMENTS, element.type) ? ELEMENTS[element.type](element, block, ctx, label) : unsupported(element.type);
+}
 
 const BLOCKS = {
   header: (block) => el("h3", {}, textObject(block.text)),
@@ -680,8 +714,11 @@ const BLOCKS = {
   input(block, ctx) {
     const labelId = freshId("label"), hintId = freshId("hint"), errorId = freshId("error");
     const label = el("label", { class: "label", id: labelId }, textObject(block.label), block.optional ? el("span", { class: "optional", text: " (optional)" }) : null);
-    const control = drawElement(block.element, block, ctx, { id: labelId, text: block.label.text, describedBy: `${errorId} ${hintId}`, for: (id) => label.setAttribute("for", id) });
-    return [label, control, el("p", { class: "field-error", id: errorId, role: "alert" }), block.hint ? el("p", { class: "hint", id: hintId }, textObject(block.hint)) : null];
+    const control = drawElement(block.element, block, ctx, {
+      id: labelId, text: block.label.text, describedBy: `${errorId} ${hintId}`, for: (id) => label.setAttribute("for", id),
+    });
+    const hint = block.hint && el("p", { class: "hint", id: hintId }, textObject(block.hint));
+    return [label, control, el("p", { class: "field-error", id: errorId, role: "alert" }), hint];
   },
 };
 function drawBlocks(container, blocks, ctx) {
@@ -689,7 +726,10 @@ function drawBlocks(container, blocks, ctx) {
     const block = raw.block_id ? raw : { ...raw, block_id: `block-${index}` };
     return {
       key: block.block_id, sig: JSON.stringify(block) + state.epoch,
-      make: () => el("div", { class: `block block-${block.type}`, data: { blockId: block.block_id } }, [Object.hasOwn(BLOCKS, block.type) ? BLOCKS[block.type](block, ctx) : unsupported(block.type)].flat()),
+      make() {
+        const inside = Object.hasOwn(BLOCKS, block.type) ? BLOCKS[block.type](block, ctx) : unsupported(block.type);
+        return el("div", { class: `block block-${block.type}`, data: { blockId: block.block_id } }, inside);
+      },
     };
   }));
 }
@@ -702,7 +742,8 @@ function showWaiting(node, how) {
   if (how === "waiting") node.setAttribute("aria-busy", "true"); else node.removeAttribute("aria-busy");
   node.querySelector(".failed-sign")?.remove();
   const words = `${appName()} did not respond in time`;
-  if (how === "failed") { node.append(el("span", { class: "failed-sign", title: words, "data-testid": "failed" }, icon("warn"), el("span", { class: "visually-hidden", text: words }))); }
+  if (how !== "failed") return;
+  node.append(el("span", { class: "failed-sign", title: words, "data-testid": "failed" }, icon("warn"), el("span", { class: "visually-hidden", text: words })));
 }
 function setWaiting(key, how) {
   if (how) state.waiting.set(key, how); else state.waiting.delete(key);
@@ -717,7 +758,8 @@ async function act(ctx, block, element, fields) {
   const where = ctx.kind === "message" ? { channel: ctx.channel, message_ts: ctx.message.ts } : { view_id: ctx.view.id };
   setWaiting(key, "waiting");
   try {
-    const answer = await post("/sandbox/actions", { ...where, block_id: block.block_id, action_id: element.action_id, ...fields, ...(element.confirm ? { confirmed: true } : {}), state: { values } });
+    const confirmed = element.confirm ? { confirmed: true } : {};
+    const answer = await post("/sandbox/actions", { ...where, block_id: block.block_id, action_id: element.action_id, ...fields, ...confirmed, state: { values } });
     setWaiting(key, answer.acknowledged === false ? "failed" : null);
   } catch (error) { setWaiting(key, null); toast(error.message, "bad"); }
   return true;
@@ -727,8 +769,9 @@ function askFirst(confirm) {
   const dialog = $("confirm"), back = document.activeElement, place = back && placeOf(back);
   return new Promise((resolve) => {
     const done = (yes) => { dialog.onkeydown = null; dialog.oncancel = null; dialog.close(); focusAgain(back, place); resolve(yes); };
-    const yes = el("button", { type: "button", class: `button ${confirm.style || "primary"}`, "data-testid": "confirm-yes", on: { click: () => done(true) } }, textObject(confirm.confirm || { text: "Yes" }));
-    const no = el("button", { type: "button", class: "button", "data-testid": "confirm-no", on: { click: () => done(false) } }, textObject(confirm.deny || { text: "Cancel" }));
+    const choice = (word, style, answer, text) => el("button", { type: "button", class: `button ${style}`, "data-testid": `confirm-${word}`, on: { click: () => done(answer) } }, textObject(text));
+    const yes = choice("yes", confirm.style || "primary", true, confirm.confirm || { text: "Yes" });
+    const no = choice("no", "", false, confirm.deny || { text: "Cancel" });
     dialog.replaceChildren(el("h2", { id: "confirm-title" }, textObject(confirm.title || { text: "Are you sure?" })),
       el("div", { id: "confirm-text" }, textObject(confirm.text)), el("footer", {}, no, yes));
     dialog.onkeydown = (event) => (event.key === "Escape" ? (event.preventDefault(), event.stopPropagation(), done(false)) : trapTab(event, dialog));
@@ -739,7 +782,9 @@ function askFirst(confirm) {
 }
 function trapTab(event, dialog) {
   if (event.key !== "Tab") return;
-  const stops = [...dialog.querySelectorAll(FOCUSABLE)].filter((n) => n.tabIndex >= 0 && n.offsetParent !== null && !(n.type === "radio" && !n.checked && dialog.querySelector(`input[name="${n.name}"]:checked`)));
+  // Of a radio group with a choice, only the chosen one is a tab stop.
+  const passed = (n) => n.type === "radio" && !n.checked && dialog.querySelector(`input[name="${n.name}"]:checked`);
+  const stops = [...dialog.querySelectorAll(FOCUSABLE)].filter((n) => n.tabIndex >= 0 && n.offsetParent !== null && !passed(n));
   const edge = event.shiftKey ? stops[0] : stops.at(-1);
   // The last stop may be a radio group, whose every button is in `stops`.
   const same = document.activeElement === edge || (edge?.type === "radio" && document.activeElement.name === edge.name);
@@ -752,8 +797,10 @@ const size = (bytes) => (bytes < 1024 ? `${bytes} B` : bytes < 1048576 ? `${(byt
 function fileCard(file) {
   // The server hands out a file only to somebody who can see its channel, so the link says who asks.
   const url = new URL(file.url, location.href), name = file.title || file.name;
-  if (url.origin === location.origin) url.searchParams.set("as", state.me);
-  return el("a", { class: "file", href: safeUrl(url.href), target: "_blank", rel: "noopener noreferrer", download: url.origin === location.origin ? file.name : null, data: { fileId: file.id } }, icon("file"), el("span", {}, el("strong", { text: name }), el("small", { text: `${file.name} · ${size(file.size)}` })));
+  const ours = url.origin === location.origin;
+  if (ours) url.searchParams.set("as", state.me);
+  return el("a", { class: "file", href: safeUrl(url.href), target: "_blank", rel: "noopener noreferrer", download: ours && file.name, data: { fileId: file.id } },
+    icon("file"), el("span", {}, el("strong", { text: name }), el("small", { text: `${file.name} · ${size(file.size)}` })));
 }
 const isReply = (message) => message.thread_ts && message.thread_ts !== message.ts;
 const authorOf = (message) => message.username || nameOf(message.user);
@@ -771,7 +818,8 @@ class Pane {
   constructor(root, kind) {
     Object.assign(this, { root, kind, channel: null, thread: null, messages: new Map(), limit: Pane.PAGE, newFrom: null, lately: new Map(), loading: 0 });
     root.dataset.paneKind = kind;
-    this.earlier = el("button", { type: "button", class: "earlier", hidden: true, text: "Show earlier messages", on: { click: () => { this.limit += Pane.PAGE; this.draw(); } } });
+    this.earlier = el("button", { type: "button", class: "earlier", hidden: true, text: "Show earlier messages" });
+    this.earlier.addEventListener("click", () => { this.limit += Pane.PAGE; this.draw(); });
     this.list = el("div", { class: "list", role: "log", "aria-live": "off", "aria-label": kind === "main" ? "Messages" : "Thread" });
     this.scroller = el("div", { class: "scroller" }, this.earlier, this.list);
     this.jump = el("button", { type: "button", class: "jump", hidden: true, on: { click: () => this.toEnd() } }, icon("down"), "New messages");
@@ -845,15 +893,21 @@ class Pane {
     this.earlier.hidden = shown.length === all.length;
     const items = [];
     let day = null, before = null;
+    const line = (key, sig, make) => { items.push({ key, sig, make }); before = null; };
     for (const message of shown) {
       const label = dayLabel(dateOf(message.ts)), parent = message.ts === this.thread;
-      if (label !== day && !this.thread) { items.push({ key: `day-${label}`, sig: "", make: () => el("h3", { class: "day" }, el("span", { text: label })) }); before = null; }
+      if (label !== day && !this.thread) line(`day-${label}`, "", () => el("h3", { class: "day" }, el("span", { text: label })));
       day = label;
-      if (message.ts === this.newFrom) { items.push({ key: "new", sig: message.ts, make: () => el("div", { class: "new-line", role: "separator", "aria-label": "New messages" }, el("span", { text: "New" })) }); before = null; }
-      const grouped = Boolean(before) && before.user === message.user && before.username === message.username && before.ephemeral === message.ephemeral && Number(message.ts) - Number(before.ts) < 300;
-      items.push({ key: message.ts, sig: `${signature(message)}${grouped}${state.epoch}`, make: () => el("article", { class: "message", tabindex: "-1", data: { ts: message.ts, channel: message.channel } }), update: (node) => this.fill(node, message, grouped) });
-      before = parent ? null : message;
-      if (parent) items.push({ key: "replies", sig: String(all.length), make: () => el("div", { class: "replies-line", text: all.length === 1 ? "No replies yet" : `${all.length - 1} ${all.length === 2 ? "reply" : "replies"}` }) });
+      if (message.ts === this.newFrom) line("new", message.ts, () => el("div", { class: "new-line", role: "separator", "aria-label": "New messages" }, el("span", { text: "New" })));
+      const grouped = Boolean(before) && ["user", "username", "ephemeral"].every((name) => before[name] === message[name]) && Number(message.ts) - Number(before.ts) < 300;
+      items.push({
+        key: message.ts, sig: `${signature(message)}${grouped}${state.epoch}`,
+        make: () => el("article", { class: "message", tabindex: "-1", data: { ts: message.ts, channel: message.channel } }),
+        update: (node) => this.fill(node, message, grouped),
+      });
+      before = message;
+      const replies = all.length === 1 ? "No replies yet" : `${all.length - 1} ${all.length === 2 ? "reply" : "replies"}`;
+      if (parent) line("replies", replies, () => el("div", { class: "replies-line", text: replies }));
     }
     if (!items.length) items.push({ key: "empty", sig: this.channel, make: () => el("p", { class: "quiet", text: "Nothing has been said here yet." }) });
     this.keepScroll(() => keepFocus(this.list, () => reconcile(this.list, items)), follow);
@@ -873,32 +927,33 @@ class Pane {
     node.className = `message${grouped ? " grouped" : ""}${message.ephemeral ? " ephemeral" : ""}`;
     node.setAttribute("aria-label", `${name}, ${clock(date)}${message.ephemeral ? ", only visible to you" : ""}`);
     const part = (key, sig, make) => ({ key, sig: JSON.stringify([sig, state.epoch]), make });
-    const items = [
-      grouped ? part("time", message.ts, () => el("span", { class: "gutter", text: clock(date), "aria-hidden": "true" })) : part("avatar", [message.user, name], () => avatar(message.user, name)),
-      message.ephemeral ? part("only-you", 0, () => el("p", { class: "only-you" }, icon("eye"), "Only visible to you")) : null,
-      message.pinned ? part("pinned", 0, () => el("p", { class: "only-you" }, icon("pin"), "Pinned")) : null,
-      grouped ? null : part("head", [message.user, name, message.is_bot, message.ts], () => el("div", { class: "head" }, el("strong", { class: "author", text: name }), message.is_bot ? el("span", { class: "app-tag", text: "APP" }) : null,
-        el("time", { datetime: date.toISOString(), title: date.toLocaleString(), text: clock(date) }))),
-    ];
+    const items = [];
+    const add = (key, sig, make) => items.push(part(key, sig, make));
+    if (grouped) add("time", message.ts, () => el("span", { class: "gutter", text: clock(date), "aria-hidden": "true" }));
+    else add("avatar", [message.user, name], () => avatar(message.user, name));
+    if (message.ephemeral) add("only-you", 0, () => el("p", { class: "only-you" }, icon("eye"), "Only visible to you"));
+    if (message.pinned) add("pinned", 0, () => el("p", { class: "only-you" }, icon("pin"), "Pinned"));
+    if (!grouped) {
+      add("head", [name, message.is_bot, message.ts], () => el("div", { class: "head" }, el("strong", { class: "author", text: name }), message.is_bot && el("span", { class: "app-tag", text: "APP" }),
+        el("time", { datetime: date.toISOString(), title: date.toLocaleString(), text: clock(date) })));
+    }
     if (message.blocks?.length) {
       const box = node.querySelector(":scope > .blocks") || el("div", { class: "blocks" });
       drawBlocks(box, message.blocks, ctx);
       items.push({ key: "blocks", sig: "", make: () => box });
-    } else items.push(part("text", message.text, () => el("div", { class: "text" }, mrkdwn(message.text))));
-    if (message.edited) items.push(part("edited", 0, () => el("span", { class: "edited", text: "(edited)" })));
-    if (message.reactions && Object.keys(message.reactions).length) items.push(part("reactions", message.reactions, () => el("div", { class: "reactions" }, Object.entries(message.reactions).map(([n, count]) => el("span", { class: "reaction" }, emoji(n), ` ${count}`)))));
-    if (message.files?.length) items.push(part("files", message.files, () => el("div", { class: "files" }, message.files.map(fileCard))));
+    } else add("text", message.text, () => el("div", { class: "text" }, mrkdwn(message.text)));
+    if (message.edited) add("edited", 0, () => el("span", { class: "edited", text: "(edited)" }));
+    const reactions = Object.entries(message.reactions || {});
+    if (reactions.length) add("reactions", reactions, () => el("div", { class: "reactions" }, reactions.map(([word, count]) => el("span", { class: "reaction" }, emoji(word), ` ${count}`))));
+    if (message.files?.length) add("files", message.files, () => el("div", { class: "files" }, message.files.map(fileCard)));
     if (this.kind === "main" && !message.ephemeral) {
       const toThread = () => go({ thread: message.thread_ts || message.ts });
-      if (message.reply_count) items.push(part("replies", [message.reply_count, message.latest_reply, message.reply_users], () => el("button", { type: "button", class: "replies", "data-testid": "replies", data: { actionId: "replies" }, on: { click: toThread } },
-        (message.reply_users || []).slice(0, 4).map((id) => avatar(id, nameOf(id), "small")), el("strong", { text: `${message.reply_count} ${message.reply_count === 1 ? "reply" : "replies"}` }),
-        message.latest_reply ? el("span", { class: "last-reply", text: `Last reply ${clock(dateOf(message.latest_reply))}` }) : null)));
-      else if (isReply(message)) items.push(part("replies", 0, () => el("button", { type: "button", class: "replies", data: { actionId: "replies" }, on: { click: toThread } }, "View thread")));
-      items.push(part("tools", message.thread_ts, () => el("button", { type: "button", class: "icon-button tool", tabindex: "-1", "aria-label": "Reply in thread", title: "Reply in thread", on: { click: toThread } }, icon("reply"))));
+      if (message.reply_count || isReply(message)) add("replies", [message.reply_count, message.latest_reply, message.reply_users], () => repliesButton(message, toThread));
+      add("tools", message.thread_ts, () => iconButton("reply", "Reply in thread", toThread, { class: "icon-button tool", tabindex: "-1", title: "Reply in thread" }));
     }
     const shortcuts = (state.workspace.shortcuts || []).filter((s) => s.type === "message");
-    if (shortcuts.length && !message.ephemeral) items.push(part("shortcuts", 0, () => shortcutMenu(message, shortcuts)));
-    keepFocus(node, () => reconcile(node, items.filter(Boolean)));
+    if (shortcuts.length && !message.ephemeral) add("shortcuts", 0, () => shortcutMenu(message, shortcuts));
+    keepFocus(node, () => reconcile(node, items));
   }
   /** One message and its tools are in the tab order; the arrow keys go to its neighbours, Enter opens its thread. */
   rove(article) {
@@ -918,11 +973,23 @@ class Pane {
   }
 }
 
+function repliesButton(message, toThread) {
+  const button = el("button", { type: "button", class: "replies", "data-testid": "replies", data: { actionId: "replies" }, on: { click: toThread } });
+  if (!message.reply_count) button.append("View thread");
+  else {
+    button.append(...(message.reply_users || []).slice(0, 4).map((id) => avatar(id, nameOf(id), "small")), el("strong", { text: `${message.reply_count} ${message.reply_count === 1 ? "reply" : "replies"}` }));
+    if (message.latest_reply) button.append(el("span", { class: "last-reply", text: `Last reply ${clock(dateOf(message.latest_reply))}` }));
+  }
+  return button;
+}
 function shortcutMenu(message, shortcuts) {
-  const button = el("button", { type: "button", class: "icon-button tool shortcuts", tabindex: "-1", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "Shortcuts", title: "Shortcuts", data: { actionId: "shortcuts" } }, icon("more"));
+  const button = iconButton("more", "Shortcuts", null, {
+    class: "icon-button tool shortcuts", tabindex: "-1", title: "Shortcuts", "aria-haspopup": "menu", "aria-expanded": "false", data: { actionId: "shortcuts" }, on: {},
+  });
+  const use = (item) => post("/sandbox/shortcuts", { callback_id: item.key, channel: message.channel, message_ts: message.ts });
   button.addEventListener("click", () => openList({
     anchor: button, role: "menu", label: "Shortcuts", items: shortcuts.map((s) => ({ key: s.callback_id, label: s.name, detail: s.description })),
-    onPick: (item) => post("/sandbox/shortcuts", { callback_id: item.key, channel: message.channel, message_ts: message.ts }).catch((error) => toast(error.message, "bad")),
+    onPick: (item) => use(item).catch((error) => toast(error.message, "bad")),
   }));
   return button;
 }
@@ -958,13 +1025,16 @@ class Composer {
   constructor(pane) {
     const id = `composer-${pane.kind}`;
     Object.assign(this, { pane, matches: [], current: 0 });
-    this.text = el("textarea", { id: `${id}-text`, rows: "1", role: "combobox", "aria-autocomplete": "list", "aria-expanded": "false", "aria-controls": `${id}-list`, autocomplete: "off", "data-testid": id });
+    this.text = el("textarea", {
+      id: `${id}-text`, rows: "1", role: "combobox", "aria-autocomplete": "list", "aria-expanded": "false", "aria-controls": `${id}-list`, autocomplete: "off", "data-testid": id,
+    });
     this.list = el("ul", { id: `${id}-list`, class: "completion", role: "listbox", "aria-label": "Commands", hidden: true });
     this.hint = el("p", { class: "usage", hidden: true, "data-testid": "usage-hint" });
     this.send = el("button", { type: "submit", class: "send", "aria-label": "Send", title: "Send (Enter)", disabled: true }, icon("send"));
     this.bar = el("p", { class: "bar" });
     this.root = el("form", { id, class: "composer", autocomplete: "off" }, this.bar, this.list, this.hint, el("div", { class: "composer-box" }, this.text, this.send),
-      el("p", { class: "keys" }, el("kbd", { text: "Enter" }), " sends, ", el("kbd", { text: "Shift + Enter" }), " starts a new line", pane.kind === "main" ? [", ", el("kbd", { text: "/" }), " for commands"] : null));
+      el("p", { class: "keys" }, el("kbd", { text: "Enter" }), " sends, ", el("kbd", { text: "Shift + Enter" }), " starts a new line",
+        pane.kind === "main" && [", ", el("kbd", { text: "/" }), " for commands"]));
     this.root.addEventListener("submit", (event) => { event.preventDefault(); this.submit(); });
     this.text.addEventListener("input", () => this.changed());
     this.text.addEventListener("keydown", (event) => this.key(event));
@@ -1007,14 +1077,22 @@ class Composer {
     this.current = 0;
     this.list.hidden = !matches.length;
     this.text.setAttribute("aria-expanded", String(Boolean(matches.length)));
-    this.list.replaceChildren(...matches.map((c, i) => el("li", { id: `${this.list.id}-${i}`, role: "option", on: { pointerdown: (event) => { event.preventDefault(); this.take(i); } } },
-      el("span", {}, el("strong", { text: c.command }), c.usage_hint ? el("code", { text: c.usage_hint }) : null), el("small", { text: `${c.description || ""} — ${appName()}` }))));
+    this.list.replaceChildren(...matches.map((c, i) => {
+      // Not at click: by then the box would have lost the focus and closed the list.
+      const pointerdown = (event) => { event.preventDefault(); this.take(i); };
+      return el("li", { id: `${this.list.id}-${i}`, role: "option", on: { pointerdown } },
+        el("span", {}, el("strong", { text: c.command }), c.usage_hint && el("code", { text: c.usage_hint })), el("small", { text: `${c.description || ""} — ${appName()}` }));
+    }));
     this.point();
   }
   point() {
-    [...this.list.children].forEach((node, i) => { node.classList.toggle("current", i === this.current); node.setAttribute("aria-selected", String(i === this.current)); });
-    if (this.matches.length) { this.text.setAttribute("aria-activedescendant", `${this.list.id}-${this.current}`); this.list.children[this.current].scrollIntoView({ block: "nearest" }); }
-    else this.text.removeAttribute("aria-activedescendant");
+    [...this.list.children].forEach((node, i) => {
+      node.classList.toggle("current", i === this.current);
+      node.setAttribute("aria-selected", String(i === this.current));
+    });
+    if (!this.matches.length) return this.text.removeAttribute("aria-activedescendant");
+    this.text.setAttribute("aria-activedescendant", `${this.list.id}-${this.current}`);
+    this.list.children[this.current].scrollIntoView({ block: "nearest" });
   }
   take(index) { this.text.value = `${this.matches[index].command} `; this.changed(); this.text.focus(); }
   key(event) {
@@ -1060,8 +1138,8 @@ function formOf(view) {
   const pushed = state.stack.findIndex((v) => v.id === view.id) > 0;
   form = el("form", { class: "view", novalidate: true, data: { viewId: view.id, callbackId: view.callback_id || "" } });
   form.append(
-    el("header", {}, pushed ? el("button", { type: "button", class: "icon-button", "aria-label": "Back", on: { click: () => closeView() } }, icon("back")) : null,
-      el("h2", { class: "view-title", tabindex: "-1" }), el("button", { type: "button", class: "icon-button", "aria-label": "Close", "data-testid": "modal-x", on: { click: () => closeAll() } }, icon("close"))),
+    el("header", {}, pushed && iconButton("back", "Back", () => closeView()), el("h2", { class: "view-title", tabindex: "-1" }),
+      iconButton("close", "Close", () => closeAll(), { "data-testid": "modal-x" })),
     el("p", { class: "view-trouble", role: "alert", hidden: true }), el("div", { class: "view-body blocks" }), el("footer", {}));
   form.addEventListener("submit", (event) => { event.preventDefault(); submitView(form.view); });
   state.forms.set(view.id, form);
@@ -1072,17 +1150,25 @@ function fillView(view) {
   const form = formOf(view), body = form.querySelector(".view-body");
   form.view = view;
   const stands = new Set();
-  for (const block of view.blocks || []) for (const e of [block.element, block.accessory, ...(block.elements || [])]) if (e?.action_id && VALUE_FIELD[e.type]) { stands.add(fieldKey(block, e)); valueOf(viewCtx(view), block, e); }
+  for (const block of view.blocks || []) {
+    for (const element of [block.element, block.accessory, ...(block.elements || [])]) {
+      if (!element?.action_id || !VALUE_FIELD[element.type]) continue;
+      stands.add(fieldKey(block, element));
+      valueOf(viewCtx(view), block, element);
+    }
+  }
   for (const key of valuesOf(viewCtx(view)).keys()) if (!stands.has(key)) valuesOf(viewCtx(view)).delete(key);
   const top = body.scrollTop;
   keepFocus(form, () => {
     form.querySelector(".view-title").replaceChildren(textObject(view.title));
     drawBlocks(body, view.blocks, viewCtx(view));
     const footer = form.querySelector("footer"), busy = form.classList.contains("busy");
+    const closeText = view.close ? textObject(view.close) : view.submit ? "Cancel" : "Close";
+    const foot = (word, sig, props, text) => ({ key: word, sig: JSON.stringify(sig ?? null), make: () => el("button", { "data-testid": `modal-${word}`, data: { actionId: `modal-${word}` }, ...props }, text) });
     reconcile(footer, [
-      { key: "close", sig: JSON.stringify(view.close), make: () => el("button", { type: "button", class: "button", "data-testid": "modal-close", data: { actionId: "modal-close" }, on: { click: () => closeView() } }, view.close ? textObject(view.close) : view.submit ? "Cancel" : "Close") },
-      view.submit && { key: "submit", sig: JSON.stringify(view.submit), make: () => el("button", { type: "submit", class: `button primary${busy ? " waiting" : ""}`, "data-testid": "modal-submit", data: { actionId: "modal-submit" } }, textObject(view.submit)) },
-    ].filter(Boolean));
+      foot("close", [view.close, Boolean(view.submit)], { type: "button", class: "button", on: { click: () => closeView() } }, closeText),
+      ...(view.submit ? [foot("submit", view.submit, { type: "submit", class: `button primary${busy ? " waiting" : ""}` }, textObject(view.submit))] : []),
+    ]);
   });
   body.scrollTop = top;
   form.classList.remove("troubled");
@@ -1187,7 +1273,13 @@ modal.addEventListener("keydown", (event) => {
   else trapTab(event, modal);
 });
 modal.addEventListener("cancel", (event) => { event.preventDefault(); closeView(); });
-modal.addEventListener("click", (event) => { if (event.target === modal && event.detail) { const b = modal.getBoundingClientRect(); if (event.clientX < b.left || event.clientX > b.right || event.clientY < b.top || event.clientY > b.bottom) { modal.classList.add("nudge"); setTimeout(() => modal.classList.remove("nudge"), 250); } } });
+modal.addEventListener("click", (event) => {
+  // A click beside the form does not throw away what was typed; it shows that the form is waiting.
+  const b = modal.getBoundingClientRect(), { clientX: x, clientY: y } = event;
+  if (event.target !== modal || !event.detail || (x >= b.left && x <= b.right && y >= b.top && y <= b.bottom)) return;
+  modal.classList.add("nudge");
+  setTimeout(() => modal.classList.remove("nudge"), 250);
+});
 
 /* --------------------------------------------------------------------------------------------------------- sidebar */
 
@@ -1195,19 +1287,24 @@ function drawSidebar() {
   const of = (kind) => state.conversations.filter((c) => c.kind === kind);
   const row = (c) => {
     const unread = c.unread > 0, badge = c.kind === "dm" ? c.unread : c.mentions, here = c.id === state.channel;
-    const mark = c.kind === "channel" ? icon(c.is_private ? "lock" : "hash") : c.kind === "app_home" ? icon("home") : avatar(c.user || state.workspace.app.bot_user_id, c.name, "small");
+    const mark = () => (c.kind === "channel" ? icon(c.is_private ? "lock" : "hash") : c.kind === "app_home" ? icon("home") : avatar(c.user, c.name, "small"));
     const words = [unread ? `${c.unread} unread` : "", c.mentions ? `${c.mentions} ${c.mentions === 1 ? "mention" : "mentions"}` : ""].filter(Boolean).join(", ");
-    return { key: c.id, sig: JSON.stringify([c.name, unread, badge, here, c.is_member, words, state.epoch]), make: () => el("li", {}, el("button", {
-      type: "button", class: `conversation${unread ? " unread" : ""}${c.is_member === false ? " stranger" : ""}`, "aria-current": here ? "page" : null, data: { channel: c.id, kind: c.kind, actionId: `go-${c.id}` }, on: { click: () => go({ channel: c.id, thread: null, focus: true }) },
-    }, mark, el("span", { class: "conversation-name", text: c.kind === "app_home" ? `${appName()} — Home` : c.name }), badge ? el("span", { class: "badge", "aria-hidden": "true", text: badge > 99 ? "99+" : badge }) : null, words ? el("span", { class: "visually-hidden", text: `, ${words}` }) : null)) };
+    const make = () => el("li", {}, el("button", {
+      type: "button", class: `conversation${unread ? " unread" : ""}${c.is_member === false ? " stranger" : ""}`, "aria-current": here && "page",
+      data: { channel: c.id, kind: c.kind, actionId: `go-${c.id}` }, on: { click: () => go({ channel: c.id, thread: null, focus: true }) },
+    }, mark(), el("span", { class: "conversation-name", text: c.kind === "app_home" ? `${appName()} — Home` : c.name }),
+    badge > 0 && el("span", { class: "badge", "aria-hidden": "true", text: badge > 99 ? "99+" : badge }), words && el("span", { class: "visually-hidden", text: `, ${words}` })));
+    return { key: c.id, sig: JSON.stringify([c.name, unread, badge, here, c.is_member, words, state.epoch]), make };
   };
-  const group = (key, label, rows) => ({ key, sig: "", make: () => el("section", {}, el("h2", { text: label }), el("ul")), update: (node) => reconcile(node.lastElementChild, rows) });
-  const groups = [group("channel", "Channels", of("channel").map(row)), group("dm", "Direct messages", of("dm").map(row)), group("app_home", "Apps", of("app_home").map(row))];
-  // A row's own signature decides what is redrawn, so each group is always asked.
-  groups.forEach((item) => (item.sig = ++idCount));
+  const group = (kind, label) => ({
+    // A row's own signature decides what is redrawn, so each group is always asked.
+    key: kind, sig: ++idCount, make: () => el("section", {}, el("h2", { text: label }), el("ul")), update: (node) => reconcile(node.lastElementChild, of(kind).map(row)),
+  });
+  const groups = [group("channel", "Channels"), group("dm", "Direct messages"), group("app_home", "Apps")];
   keepFocus($("conversations"), () => reconcile($("conversations"), groups));
   const mentions = state.conversations.reduce((n, c) => n + (c.kind === "dm" ? c.unread : c.mentions || 0), 0), here = conversation(state.channel);
-  document.title = `${mentions ? `(${mentions}) ` : ""}${here ? `${here.kind === "channel" ? "#" : ""}${here.name} — ` : ""}${state.workspace.team.name} (local sandbox)`;
+  const place = here ? `${here.kind === "channel" ? "#" : ""}${here.name} — ` : "";
+  document.title = `${mentions ? `(${mentions}) ` : ""}${place}${state.workspace.team.name} (local sandbox)`;
   $("to-sidebar").classList.toggle("has-news", state.conversations.some((c) => c.id !== state.channel && c.unread));
 }
 function drawWorkspace() {
@@ -1222,7 +1319,6 @@ function drawWorkspace() {
 function takeWorkspace(workspace) {
   state.workspace = workspace;
   state.people = new Map(workspace.people.map((p) => [p.id, p]));
-  if (!state.people.has(workspace.app.bot_user_id)) state.people.set(workspace.app.bot_user_id, { id: workspace.app.bot_user_id, name: workspace.app.name, real_name: workspace.app.name, is_bot: true });
   state.groups = new Map((workspace.groups || []).map((g) => [g.id, g]));
   state.epoch += 1;
 }
@@ -1271,7 +1367,10 @@ async function go({ channel = state.channel, thread = channel === state.channel 
   // On a phone the focus would raise the keyboard over what one came to read.
   if (modal.open || !canHover.matches) return;
   if (thread && threaded && push) threadPane.composer.text.focus();
-  else if (hadThread && !thread && push) focusAgain(null, { pane: "main", root: hadThread, action: "replies", index: -1 }) || focusAgain(null, { pane: "main", root: hadThread, index: -1 });
+  else if (hadThread && !thread && push) {
+    const parent = { pane: "main", root: hadThread, index: -1 };
+    focusAgain(null, { ...parent, action: "replies" }) || focusAgain(null, parent);
+  }
   else if (focus && !home) mainPane.composer.text.focus();
   else if (focus) $("home").focus();
 }
@@ -1289,8 +1388,13 @@ function drawTabs(here) {
   $("tabs").hidden = !here;
   if (!here) return;
   const home = state.conversations.find((c) => c.kind === "app_home");
-  const dm = here.kind === "dm" ? here : state.conversations.find((c) => c.kind === "dm" && (c.user === state.workspace.app.bot_user_id || c.name === appName())) || state.conversations.find((c) => c.kind === "dm");
-  const tab = (c, label) => c && { key: label, sig: `${c.id}${here.id}`, make: () => el("button", { type: "button", role: "tab", "aria-selected": String(c.id === here.id), data: { actionId: `tab-${label}` }, on: { click: () => go({ channel: c.id, thread: null, focus: true }) } }, label) };
+  const dm = state.conversations.find((c) => c.kind === "dm" && c.user === state.workspace.app.bot_user_id);
+  const tab = (c, label) => c && {
+    key: label, sig: `${c.id}${here.id}`,
+    make: () => el("button", {
+      type: "button", role: "tab", "aria-selected": String(c.id === here.id), data: { actionId: `tab-${label}` }, on: { click: () => go({ channel: c.id, thread: null, focus: true }) },
+    }, label),
+  };
   reconcile($("tabs"), [tab(home, "Home"), tab(dm, "Messages")].filter(Boolean));
 }
 async function openHome() {
@@ -1318,9 +1422,12 @@ async function become(id, { channel = state.channel } = {}) {
   try { await enter({ channel }); } catch (error) { return toast(error.message, "bad"); }
   toast(`You are now ${nameOf(id)}.`);
 }
+function actAsItem(p) {
+  const about = [p.title, p.is_guest && "guest", p.team_id !== state.workspace.team.id && "other workspace"].filter(Boolean);
+  return { key: p.id, user: p.id, label: nameOf(p.id), detail: about.join(" · ") || `@${p.name}` };
+}
 $("act-as").addEventListener("click", () => openList({
-  anchor: $("act-as"), role: "listbox", label: "Act as", chosen: new Set([state.me]), onPick: (item) => become(item.key),
-  items: [...state.people.values()].filter((p) => !p.is_bot && !p.deleted).map((p) => ({ key: p.id, user: p.id, label: nameOf(p.id), detail: [p.title, p.is_guest && "guest", p.team_id !== state.workspace.team.id && "other workspace"].filter(Boolean).join(" · ") || `@${p.name}` })),
+  anchor: $("act-as"), role: "listbox", label: "Act as", chosen: new Set([state.me]), onPick: (item) => become(item.key), items: humans().map(actAsItem),
 }));
 $("to-sidebar").addEventListener("click", () => { document.body.dataset.pane = "sidebar"; $("conversations").querySelector("[aria-current]")?.focus(); });
 for (const id of ["thread-close", "thread-back"]) $(id).addEventListener("click", () => go({ thread: null }));
@@ -1353,7 +1460,10 @@ $("offline-now").addEventListener("click", () => live.start());
 const LIVE = {
   message({ message, channel }) { const m = { channel, ...message }; mainPane.put(m); threadPane.put(m); },
   message_changed({ message, channel }) { const m = { channel, ...message }; clearFailed(m); mainPane.put(m); threadPane.put(m); },
-  message_deleted({ channel, ts }) { state.ephemerals = state.ephemerals.filter((m) => m.ts !== ts); for (const pane of [mainPane, threadPane]) if (pane.channel === channel) pane.drop(ts); },
+  message_deleted({ channel, ts }) {
+    state.ephemerals = state.ephemerals.filter((m) => m.ts !== ts);
+    for (const pane of [mainPane, threadPane]) if (pane.channel === channel) pane.drop(ts);
+  },
   ephemeral({ message, channel }) { addEphemeral({ channel, ...message }); },
   view_opened({ view }) { addView(view, Boolean(view.previous_view_id)); },
   view_pushed({ view }) { addView(view, true); },
@@ -1369,7 +1479,13 @@ const LIVE = {
     if (channel === state.channel) markRead();
   },
   async conversations() { try { state.conversations = (await get("/sandbox/conversations")).conversations; drawSidebar(); } catch { /* the next event asks again */ } },
-  async workspace() { try { takeWorkspace(await call("GET", "/sandbox/workspace")); drawWorkspace(); drawSidebar(); mainPane.draw(); if (state.thread) threadPane.draw(); if (state.home) drawHome(); } catch { /* the same */ } },
+  async workspace() {
+    try { takeWorkspace(await call("GET", "/sandbox/workspace")); } catch { return; /* the same */ }
+    drawWorkspace();
+    drawSidebar();
+    for (const pane of [mainPane, threadPane]) pane.drawSoon();
+    if (state.home) drawHome();
+  },
   toast({ text }) { toast(text, "bad"); },
 };
 /** A card that was redrawn has been answered after all: its warning signs go. */
@@ -1430,4 +1546,7 @@ addEventListener("popstate", () => {
 document.addEventListener("visibilitychange", () => { if (!document.hidden) markRead(); });
 for (const [id, name] of [["to-sidebar", "back"], ["thread-back", "back"], ["thread-close", "close"]]) $(id).append(icon(name));
 $("act-as").querySelector(".caret").append(icon("down"));
-start().catch((error) => { $("main-title").textContent = "The sandbox cannot be shown"; $("main-topic").textContent = error.message; $("offline-text").textContent = error.message; $("offline").hidden = false; });
+start().catch((error) => {
+  $("main-title").textContent = "The sandbox cannot be shown";
+  $("main-topic").textContent = error.message;
+});
