@@ -119,14 +119,7 @@ def test_days_in_the_wrong_order_are_usage(log, tmp_path):
 
 def test_serve_without_an_environment_names_everything(monkeypatch, capsys):
     """The first run of a new installation shows all that is missing."""
-    for name in (
-        "SLACK_BOT_TOKEN",
-        "SLACK_APP_TOKEN",
-        "VAULT_ADDR",
-        "VAULT_TOKEN",
-        "VAULT_ROLE_ID",
-        "BREAKGLASS_POLICY",
-    ):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("SLACK_", "VAULT_", "BREAKGLASS_"))]:
+        monkeypatch.delenv(name)
     assert cli.main(["serve"]) == cli.USAGE
     assert len(capsys.readouterr().err.splitlines()) >= 4
