@@ -507,6 +507,7 @@ def test_every_refusal_is_a_sentence_to_the_person(demo):
     )
     assert "after this request was opened" in said(CORA, Role.CUSTODIAN, asked=(CARL, CHEN))
     assert said(CARL, Role.CUSTODIAN, asked=(CARL, CHEN)) is None
+    assert said(CARL, Role.CUSTODIAN, asked=()) is not None  # nobody was asked, which is not "it was not asked who"
     assert "<@U0CORA>, can add you" in said(OLGA, Role.RESPONDER)
     assert said(OLGA, Role.REQUESTER) == "Only the person who asked for this access may do this."
     assert said(RITA, Role.REVIEWER) == "You asked for this access yourself, so you cannot review it."
