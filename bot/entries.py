@@ -63,7 +63,8 @@ def review_words(findings: str, follow_ups: Sequence[Mapping[str, Any]]) -> list
     parts = [label("Findings"), typed(findings)]
     for follow_up in list(follow_ups)[:3]:
         owner, due = str(follow_up.get("owner", "")), str(follow_up.get("due", ""))
-        line = label("To do", f"until {due}, by ") if due else label("To do", "by ")
+        line = label("To do", f"until {due}, by" if due else "by")
+        line["elements"].append({"type": "text", "text": " "})
         line["elements"].append(person(owner))
         parts += [line, typed(str(follow_up.get("what", "")), 900)]
     return parts

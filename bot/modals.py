@@ -62,7 +62,7 @@ YES: Final = "yes"
 NO: Final = "no"
 TITLE: Final = "Emergency access"
 _MOST_INPUT: Final = 3000  # characters of a plain_text_input
-_LISTED: Final = 14  # cases under one heading of the Home tab
+_LISTED: Final = 10  # cases under one heading of the Home tab
 # What a credential may have, by its attribute, and what the person at the keyboard calls it.
 _VALUES: Final = (
     ("User", "username"),
@@ -400,6 +400,8 @@ def home(
         blocks += [divider(), section(f"*{title}* ({len(cases)})")]
         for case in cases[:_LISTED]:
             blocks.append(section(_entry(case, policy)))
+            if number == 0:  # nobody should decide without having read why
+                blocks.append(rich([typed(case.request.reason, 600), label("Incident", case.request.incident)]))
             blocks += actions(f"{views.BUTTONS} {number} {case.request.id}", buttons(case))
         if len(cases) > _LISTED:
             blocks.append(context(f"And {len(cases) - _LISTED} more: type `{views.COMMAND} status`."))

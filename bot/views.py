@@ -373,7 +373,8 @@ def _head(case: Case, policy: Policy) -> tuple[str, str]:
     """Return the line that says who wants what for how long, and the top-level text."""
     row = case.request
     span = say_duration(_granted(case))
-    line = f"{mention(row.requester)} asks for *{what(case, policy)}* for {span}."
+    asks = "asks" if _is_open_to(case, Action.APPROVE) else "asked"
+    line = f"{mention(row.requester)} {asks} for *{what(case, policy)}* for {span}."
     return line, f"{row.id}: {state_words(case.state)}. {mention(row.requester)}, {what(case, policy)}, {span}."
 
 
