@@ -112,7 +112,9 @@ class Desk(Issuer):
     def preview(self, person: str, account: str | None, level: str | None, asked: timedelta | None = None) -> Verdict:
         """Return the verdict that the gate would give, for the form to show."""
         roster = rules.gather(self.directory, self.policy, account, (person,))
-        return rules.evaluate(self.policy, roster, account=account, level=level, requester=person, asked=asked)
+        return rules.evaluate(
+            self.policy, roster, account=account, level=level, requester=person, asked=asked, preview=True
+        )
 
     def names(self, case: Case) -> tuple[Account | None, Level | None]:
         """Return the account and level of a case as the policy has them now; None for what it no longer has."""
