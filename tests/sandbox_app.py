@@ -234,3 +234,13 @@ def modal(*blocks: dict[str, Any], **more: Any) -> dict[str, Any]:
 def sandbox_of(manifest_: dict[str, Any] | None = None, **options: Any) -> Sandbox:
     """Return a sandbox without rate limits unless the test is about them."""
     return Sandbox(SEED, manifest_ or manifest(), **{"rate_limits": 0, **options})
+
+
+@contextmanager
+def serving(**options: Any) -> Iterator[Sandbox]:
+    """Run a sandbox for one test; it is taken down while the next test already runs."""
+    running = sandbox_of(**options).start()
+    try:
+        yield running
+    finally:
+        threading.Thread(target=running.stop, daemon=True).start()

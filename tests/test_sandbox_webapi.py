@@ -23,6 +23,7 @@ from sandbox_app import (
     manifest,
     plain,
     sandbox_of,
+    serving,
 )
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
     """A fresh workspace without rate limits."""
-    with sandbox_of() as running:
+    with serving() as running:
         yield running
 
 
