@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bot.sandbox.answers import BadAnswer, find_element, initial_values, read_answer, state_key, submit_errors
 from bot.sandbox.arguments import read_message
 from bot.sandbox.blocks import options_of
+from bot.sandbox.events import VERIFICATION_TOKEN
 from bot.sandbox.socketmode import Answer, Envelope, Link
 from bot.sandbox.workspace import (
     APP_ID,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-VERIFICATION_TOKEN: Final = "sandbox-verification"  # noqa: S105 - Slack's old payload field; it guards nothing
 _ANSWERS: Final = (
     "value",
     "selected_option",
@@ -518,7 +518,7 @@ class People:
         if home is not None:
             event["view"] = home.body
         self._journal.write("people", deed="home", **{"as": person.id})
-        self.emit(event)
+        self._workspace.emit(event)
         return {"view": home.body if home else None}
 
     def read(self, data: Json) -> Json:
@@ -589,33 +589,6 @@ class People:
 
     # --- Payloads -------------------------------------------------------------------------------------------------
 
-    def emit(self, event: Json) -> None:
-        """Send an event to the app if its manifest subscribes to it and its scopes allow it."""
-        app = self._workspace.app
-        name, needed = _subscription(event)
-        if name not in app.events or (needed and needed not in app.scopes):
-            return
-        payload = {
-            "token": VERIFICATION_TOKEN,
-            "team_id": self._workspace.team_id,
-            "api_app_id": APP_ID,
-            "event": event,
-            "type": "event_callback",
-            "event_id": f"Ev{str(event['event_ts']).replace('.', '')}",
-            "event_time": int(float(event["event_ts"])),
-            "is_ext_shared_channel": False,
-            "authorizations": [
-                {
-                    "enterprise_id": None,
-                    "team_id": self._workspace.team_id,
-                    "user_id": BOT_USER,
-                    "is_bot": True,
-                    "is_enterprise_install": False,
-                }
-            ],
-        }
-        self._link.emit(payload)
-
     def _interaction(self, kind: str, person: Person) -> Json:
         return {
             "type": kind,
@@ -632,24 +605,6 @@ class People:
 
     def _no_answer(self) -> str:
         return f"{self._workspace.app.display_name} did not respond in time. Try again."
-
-
-def _subscription(event: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the name under which a manifest subscribes to this event, and the scope that it needs."""
-    match event["type"]:
-        case "message":
-            kind = str(event["channel_type"])
-            name = {"im": "message.im", "group": "message.groups"}.get(kind, "message.channels")
-            scope = {"im": "im:history", "group": "groups:history"}.get(kind, "channels:history")
-            return name, scope
-        case "user_change":
-            return "user_change", "users:read"
-        case "subteam_members_changed":
-            return "subteam_members_changed", "usergroups:read"
-        case "app_mention":
-            return "app_mention", "app_mentions:read"
-        case other:
-            return str(other), None
 
 
 def _all_blocks(message: Message) -> list[Json]:

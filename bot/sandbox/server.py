@@ -24,6 +24,7 @@ from starlette.applications import Starlette
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route, WebSocketRoute
 
+from bot.sandbox.events import Events
 from bot.sandbox.journal import Fault, FaultKind, Faults, Journal
 from bot.sandbox.modals import Modals
 from bot.sandbox.people import People, Refusal
@@ -195,11 +196,7 @@ class _Front:
         self._pages = Pages()
         self._link = Link(clock=clock, journal=self._journal, faults=self._faults, ack_seconds=ack_seconds)
         self._workspace = Workspace(
-            seed,
-            app,
-            clock=clock,
-            screens=self._pages,
-            emit=lambda event: self._people.emit(event),  # noqa: PLW0108 - not yet there
+            seed, app, clock=clock, screens=self._pages, emit=Events(app, seed.team_id, self._link).emit
         )
         self._modals = Modals(self._workspace, clock=clock, screens=self._pages)
         self._web = WebApi(

@@ -139,7 +139,7 @@ class Workspace:
         self.app = app
         self.clock = clock
         self._screens = screens
-        self._emit = emit
+        self.emit = emit
         self._last_ts = 0
         self._serial = 0
         self.people: dict[str, Person] = {}
@@ -178,7 +178,7 @@ class Workspace:
             for group in list(self.groups.values()):
                 if user in group.members:
                     self.change_group(group.id, [member for member in group.members if member != user])
-        self._emit({"type": "user_change", "user": self.user_json(changed), "event_ts": self.next_ts()})
+        self.emit({"type": "user_change", "user": self.user_json(changed), "event_ts": self.next_ts()})
         self._screens.show(None, {"type": "workspace"})
         return changed
 
@@ -197,7 +197,7 @@ class Workspace:
         added = [user for user in new.members if user not in old.members]
         removed = [user for user in old.members if user not in new.members]
         now = int(self.clock())
-        self._emit(
+        self.emit(
             {
                 "type": "subteam_members_changed",
                 "subteam_id": group_id,
@@ -389,9 +389,9 @@ class Workspace:
             **({"thread_ts": message.thread_ts} if message.thread_ts else {}),
         }
         if BOT_USER in room.members:
-            self._emit(event)
+            self.emit(event)
             if room.kind == "channel" and f"<@{BOT_USER}>" in message.text:
-                self._emit({**event, "type": "app_mention"})
+                self.emit({**event, "type": "app_mention"})
 
     def _count_mentions(self, room: Room, message: Message) -> None:
         for user in self.mentioned(room, message):
