@@ -1,0 +1,306 @@
+"""What if the bot dies exactly here? The real bot, as a process that kills itself at a named point.
+
+Run as a program. It reads orders from standard input, a JSON object a line, and answers on standard output:
+
+* ``{"do": "start", "database": URL}``: fork a child that runs the bot; then ``started`` and ``listening`` are said.
+* ``{"do": "arm", "kill": {...} | null}``: from now on the child says each point that it passes; at the ``nth`` that is
+  of this ``kind``, ``name`` and ``when`` it sends itself SIGKILL. ``armed`` is said.
+* ``{"do": "stop"}``: SIGTERM. However a child ends, ``died`` is said, with the signal or the exit code.
+
+Rules
+-----
+* The child runs what ``breakglass serve`` runs. Nothing of the product is changed; the points lie where the process
+  touches the world, in the libraries that it does so with: a commit, a call to Vault, a call to Slack, an answer to
+  Slack's socket; each ``before`` and ``after``. "After" is when the effect is there and nobody has been told.
+* The parent has imported everything and does nothing else, so that a child is up in a moment, and a fork is safe.
+* A child outlives neither its parent nor the test: the pipe that brings its orders is closed with them.
+* What is said is written at once and never buffered: a child that is killed has said all that it passed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import select
+import signal
+import sys
+import threading
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import requests
+from apscheduler.schedulers import background  # noqa: F401 - imported before the fork, as all that follows
+from slack_sdk.socket_mode.client import BaseSocketModeClient
+from slack_sdk.web.base_client import BaseClient
+from slack_sdk.webhook.client import WebhookClient
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlmodel import Session
+
+from bot import app
+from bot.settings import from_environment
+from storage.models import Entry, Feed, Post
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+_DATABASE: Final = "BREAKGLASS_DATABASE_URL"
+_VAULT: Final = (
+    (r"POST auth/approle/login", "log in"),
+    (r"POST auth/token/create/.*", "token create"),
+    (r"GET .*/creds/.*", "creds read"),
+    (r"POST auth/token/revoke-accessor", "accessor revoke"),
+    (r"POST auth/token/lookup-accessor", "accessor lookup"),
+    (r"LIST sys/leases/lookup/.*", "lease list"),
+    (r"PUT sys/leases/lookup", "lease lookup"),
+    (r"PUT sys/leases/revoke", "lease revoke"),
+    (r".* auth/token/(lookup|renew)-self", "own token"),
+)
+
+
+def say(**words: object) -> None:
+    """Write one line, whole and at once (less than a pipe takes in one piece)."""
+    os.write(1, json.dumps(words).encode() + b"\n")
+
+
+class Points:
+    """The points that are passed while armed, and the one at which to die."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._is_armed = False
+        self._kill: tuple[str, str, str, int] | None = None
+        self._passed: Counter[tuple[str, str, str]] = Counter()
+
+    def arm(self, kill: dict[str, Any] | None) -> None:
+        """Count from here."""
+        with self._turn:
+            self._is_armed = True
+            self._passed.clear()
+            self._kill = (kill["kind"], kill["name"], kill["when"], kill["nth"]) if kill else None
+
+    def passed(self, kind: str, name: str, when: str) -> None:
+        """Say where the process is, and die if that is the point."""
+        with self._turn:  # no other thread passes a point between the last word and the end
+            if not self._is_armed:
+                return
+            point = (kind, name, when)
+            self._passed[point] += 1
+            say(point={"kind": kind, "name": name, "when": when, "nth": self._passed[point]})
+            if self._kill == (*point, self._passed[point]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, kind: str, name: Callable[..., str], do: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a method of a library: a point before it and one after it."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            named = name(*args, **kwargs)
+            self.passed(kind, named, "before")
+            answer = do(*args, **kwargs)
+            self.passed(kind, named, "after")
+            return answer
+
+        return wrapped
+
+
+# --- how points are named ---------------------------------------------------------------------------------------------
+
+
+def _name_vault(_: object, request: requests.PreparedRequest, **__: object) -> str:
+    asked = f"{request.method} {urlsplit(str(request.url)).path.removeprefix('/v1/')}"
+    return next((name for pattern, name in _VAULT if re.fullmatch(pattern, asked)), asked)
+
+
+def _name_slack(_: object, *, url: str, args: dict[str, Any]) -> str:
+    method = urlsplit(url).path.rpartition("/")[2]
+    body = args.get("json") or args.get("data") or {}
+    if method == "chat.postMessage":
+        payload = (body.get("metadata") or {}).get("event_payload") or {}
+        return f"{method} {str(payload.get('key', '?')).partition(':')[0]}"
+    if method == "chat.update":
+        return f"{method} {'card' if str(body.get('channel')).startswith('C') else 'direct'}"
+    return method
+
+
+def _name_webhook(*_: object, **__: object) -> str:
+    return "response_url"
+
+
+def _name_acknowledgement(*_: object, **__: object) -> str:
+    return "acknowledgement"
+
+
+def _note(session: Session, words: str) -> None:
+    noted: list[str] = session.info.setdefault("noted", [])
+    if words not in noted:
+        noted.append(words)
+
+
+def _note_rows(session: Session, *_: object) -> None:
+    """Note what a flush is about to write: the entries, and how the follower's claim changes."""
+    for row in session.new:
+        if isinstance(row, Entry):
+            _note(session, row.event + ("!" if b'"refused":' in row.body else ""))
+        elif isinstance(row, Post):
+            _note(session, f"post {row.key.partition(':')[0]}")
+    for row in (*session.new, *session.dirty):
+        if isinstance(row, Feed):
+            part = row.follower.partition(":")[2] or "lines"
+            _note(session, f"follow {part} {'give back' if row.holder is None else 'hold'}")
+
+
+def _note_statement(state: Any) -> None:
+    """Note a change that goes past the rows: the follower's memory of a message."""
+    if state.is_update and state.statement.table.name == "post":
+        key = next((v for v in state.statement.compile().params.values() if re.match(_KEYS, str(v))), "?")
+        _note(state.session, f"post {str(key).partition(':')[0]}")
+
+
+_KEYS: Final = r"(card|own|handover|warning)$|(ask|review|remind|thread):"
+
+
+class _Commits:
+    """Names a commit by what it writes; one that writes nothing is no point."""
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+        self._here = threading.local()
+
+    def flushed(self, session: Session) -> None:
+        """Hand the name over to the connection, which the session flushes before it commits."""
+        self._here.session = session
+
+    def before(self, _: Connection) -> None:
+        session = getattr(self._here, "session", None)
+        if session is not None and session.info.get("noted"):
+            self._points.passed("commit", _named(session), "before")
+
+    def after(self, session: Session) -> None:
+        self._here.session = None
+        if session.info.get("noted"):
+            name = _named(session)
+            session.info.clear()
+            self._points.passed("commit", name, "after")
+
+
+def _named(session: Session) -> str:
+    """Join what was noted; what a claim brings home when it is given back depends on how fast things went."""
+    noted: list[str] = session.info["noted"]
+    if any(words.endswith("give back") for words in noted):
+        noted = [words for words in noted if not words.startswith("post ")]
+    return ", ".join(sorted(noted))
+
+
+def set_points(points: Points) -> None:
+    """Put the points where the process touches the world."""
+    requests.Session.send = points.around("vault", _name_vault, requests.Session.send)  # type: ignore[method-assign]
+    for owner, method, kind, name in (
+        (BaseClient, "_perform_urllib_http_request", "slack", _name_slack),
+        (WebhookClient, "_perform_http_request", "slack", _name_webhook),
+        (BaseSocketModeClient, "send_socket_mode_response", "slack", _name_acknowledgement),
+    ):
+        setattr(owner, method, points.around(kind, name, getattr(owner, method)))
+    commits = _Commits(points)
+    event.listen(Session, "before_flush", _note_rows)
+    event.listen(Session, "do_orm_execute", _note_statement)
+    event.listen(Session, "before_commit", commits.flushed)
+    event.listen(Engine, "commit", commits.before)  # everything is flushed, and the next thing is COMMIT
+    event.listen(Session, "after_commit", commits.after)
+
+
+# --- the two processes ------------------------------------------------------------------------------------------------
+
+
+class _Until(threading.Event):
+    """What the bot waits for once it listens."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        say(listening=os.getpid())
+        return super().wait(timeout)
+
+
+def _obey(orders: int, points: Points) -> None:
+    """Take orders until the pipe closes: then nobody is there any more for whom to run."""
+    with os.fdopen(orders) as lines:
+        for line in lines:
+            points.arm(json.loads(line)["kill"])
+            say(armed=True)
+    os._exit(1)
+
+
+def _serve(orders: int, database: str) -> None:
+    """Be the bot, as ``breakglass serve`` is."""
+    points = Points()
+    set_points(points)
+    threading.Thread(target=_obey, args=(orders, points), daemon=True).start()
+    ended = _Until()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    os.environ[_DATABASE] = database
+    # Slack's one post a second is kept by each process for itself; the sandbox's own limit is off here, and so is this.
+    app.ThreadFollower = partial(app.ThreadFollower, pace=False)  # type: ignore[assignment,misc]
+    app.build(from_environment(os.environ)).run(ended)
+
+
+def _start(database: str) -> tuple[int, int]:
+    """Fork a bot and return its process id and the pipe for its orders."""
+    orders, ours = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(orders)
+        say(started=pid)
+        return pid, ours
+    code = 1
+    try:
+        os.close(ours)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        _serve(orders, database)
+        code = 0
+    except BaseException:
+        log.exception("the bot did not run")
+    finally:
+        os._exit(code)  # the child must never return into the parent's loop
+
+
+def main() -> None:
+    """Take orders until nobody gives any."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    pid = ours = watch = -1
+    waiting = b""
+    while True:
+        ready = select.select([0] if watch < 0 else [0, watch], [], [])[0]
+        if watch in ready:
+            _, status = os.waitpid(pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            os.close(watch)
+            os.close(ours)
+            pid = ours = watch = -1
+            say(died=code)
+        if 0 not in ready:
+            continue
+        given = os.read(0, 65536)
+        if not given:
+            if pid > 0:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            return
+        *lines, waiting = (waiting + given).split(b"\n")
+        for order in map(json.loads, lines):
+            match order["do"]:
+                case "start":
+                    pid, ours = _start(order["database"])
+                    watch = os.pidfd_open(pid)
+                case "arm":
+                    os.write(ours, json.dumps(order).encode() + b"\n")
+                case "stop":
+                    os.kill(pid, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
