@@ -368,7 +368,7 @@ function preformatted(text) {
     announce("Copied");
     setTimeout(() => { button.classList.remove("done"); button.lastChild.textContent = "Copy"; }, 2000);
   });
-  return el("div", { class: "pre" }, el("pre", {}, code), button);
+  return el("div", { class: text.length <= 26 && !text.includes("\n") ? "pre short" : "pre" }, el("pre", {}, code), button);
 }
 
 /* ------------------------------------------------------------------------------------------------------- rich text */
