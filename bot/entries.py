@@ -158,7 +158,7 @@ def _warn_line(_record: Record, _who: str, case: Case | None, _name: str) -> Wor
 def _end_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
     if not record.data.get("leases"):
         return "*Ended.* Vault confirmed that nothing of it is left; no credential had been given out.", []
-    span = say_duration(timedelta(seconds=_number(record.data, "used_seconds")))
+    span = say_duration(timedelta(seconds=_number(record.data, "seconds_out")))
     return f"*Ended.* Vault confirmed that the lease is gone, after {span}. A review is due.", []
 
 

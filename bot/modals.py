@@ -41,7 +41,6 @@ from bot.blockkit import (
     say,
     section,
     typed,
-    utc,
     when,
 )
 from storage.models import Outcome
@@ -416,7 +415,7 @@ def home_notice(text: str) -> View:
 
 
 def _entry(case: Case, policy: Policy) -> str:
-    clock = views.clock_words(case)
+    clock = views.clock_words(case, policy)
     first = f"{views.state_words(case.state)} · *{case.request.id}*"
     return f"{first}\n{mention(case.request.requester)}, {views.what(case, policy)}. {clock}".strip()
 
@@ -447,7 +446,8 @@ def status_text(cases: Iterable[Case], policy: Policy) -> str:
 
 def asked_text(row: Request) -> str:
     """Return what the requester reads when the form has been sent: a sentence for :func:`sentence`."""
-    until = f" It lapses at {utc(row.lapse_at)} if too few answer." if row.lapse_at else ""
+    # A span, because a sentence knows no time zone: it is read at once, so it is true.
+    until = f" It lapses in {say_duration(row.lapse_at - row.opened_at)} if too few answer." if row.lapse_at else ""
     return (
         f"{row.id} is on its way. {row.quorum} of {plural(len(row.custodians), 'custodian')} must approve: "
         f"{people(row.custodians)}.{until} You get a direct message when there is something to do. "

@@ -37,6 +37,7 @@ from bot.blockkit import (
     label,
     mention,
     people,
+    plural,
     rich,
     section,
     typed,
@@ -134,6 +135,12 @@ def state_words(state: State) -> str:
     return f"{sign} {words}"
 
 
+def _headline(case: Case) -> str:
+    # The id comes first: at the end of a line a phone would break it at its hyphen.
+    sign, words = _SIGNS[case.state]
+    return f"{sign} {case.request.id} · {words}"
+
+
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
@@ -184,12 +191,14 @@ def threshold_text(case: Case, policy: Policy) -> str:
     return found.text if found else case.request.threshold
 
 
-def clock_words(case: Case) -> str:
-    """Return, for ``mrkdwn``, what happens when, if nobody does anything; empty where nothing does."""
+def clock_words(case: Case, policy: Policy) -> str:
+    """Return, for ``mrkdwn``, what is needed now and what happens when, if nobody does anything; empty if nothing."""
     row = case.request
     match case.state:
         case State.PENDING if row.lapse_at:
-            return f"Lapses {when(row.lapse_at)} without enough approvals."
+            missing = max(1, needed(case, policy) - len(_approvers(case)))
+            word = "more approval" if _approvers(case) else "approval"
+            return f"*Needs {plural(missing, word)}*, or lapses {when(row.lapse_at)}."
         case State.APPROVED if row.lapse_at:
             return f"Lapses {when(row.lapse_at)} if it is not opened. The time counts from the opening."
         case State.ACTIVE if row.expires_at:
@@ -380,11 +389,10 @@ def _head(case: Case, policy: Policy) -> tuple[str, str]:
 
 def _facts(case: Case, policy: Policy) -> tuple[str, list[Block]]:
     """Return the text and the blocks that the card and the custodians' messages have in common."""
-    row = case.request
     line, text = _head(case, policy)
-    below = [part for part in (_ending(case), clock_words(case)) if part]
+    below = [part for part in (_ending(case), clock_words(case, policy)) if part]
     blocks = [
-        header(f"{state_words(case.state)} · {row.id}"),
+        header(_headline(case)),
         section("\n".join((line, *below))),
         _why(case, policy),
         section(_votes(case, policy)),
@@ -435,8 +443,8 @@ def own(case: Case, policy: Policy, *, now: datetime) -> Message:
         lines.append("When they have, you get a message here with a button that opens the credential.")
     elif _is_open_to(case, Action.REVEAL):
         lines.append(f"Approved by {people(_approvers(case))}. The message with the button is below.")
-    lines += [part for part in (_ending(case), clock_words(case)) if part]
-    blocks = [header(f"{state_words(case.state)} · {row.id}"), section("\n".join(lines))]
+    lines += [part for part in (_ending(case), clock_words(case, policy)) if part]
+    blocks = [header(_headline(case)), section("\n".join(lines))]
     if denial := next((d for d in case.decisions if d.answer == Answer.DENY and d.reason), None):
         blocks.append(rich([label("Why it was denied"), typed(denial.reason or "")]))
     return Message(text, blocks + actions(BUTTONS, _withdrawing(case)))
@@ -445,7 +453,6 @@ def own(case: Case, policy: Policy, *, now: datetime) -> Message:
 def handover(case: Case, policy: Policy, *, now: datetime) -> Message:
     """Return the requester's direct message at quorum: Reveal, then "Show again" and Done, then what happened."""
     del now
-    row = case.request
     _, text = _head(case, policy)
     lines = [f"*{what(case, policy)}* for {say_duration(_granted(case))}, approved by {people(_approvers(case))}."]
     if _is_open_to(case, Action.REVEAL):
@@ -453,10 +460,10 @@ def handover(case: Case, policy: Policy, *, now: datetime) -> Message:
             lines.append("The credential was shown to you once and is not kept anywhere. Lost it? Press *Show again*.")
         else:
             lines.append("Press *Reveal* when you are ready to work: the credential is made at that moment.")
-    lines += [part for part in (_ending(case), clock_words(case)) if part]
+    lines += [part for part in (_ending(case), clock_words(case, policy)) if part]
     if _is_open_to(case, Action.RELEASE):
         lines.append("Finished early? Press *Done*.")
-    blocks = [header(f"{state_words(case.state)} · {row.id}"), section("\n".join(lines))]
+    blocks = [header(_headline(case)), section("\n".join(lines))]
     return Message(text, blocks + actions(BUTTONS, [*_revealing(case), *_releasing(case)]))
 
 
@@ -496,7 +503,7 @@ def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
     return Message(
         text,
         [
-            header(f"{'✅ Reviewed' if case.review else '📝 Review'} · {row.id}"),
+            header(f"{'✅' if case.review else '📝'} {row.id} · {'Reviewed' if case.review else 'Review'}"),
             section("\n".join(lines)),
             _why(case, policy),
             section(_votes(case, policy)),

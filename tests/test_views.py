@@ -150,7 +150,7 @@ def entry(event, data=None, *, person="U0CARL", refused=None, source=None, seq=0
 
 values = st.one_of(st.none(), st.booleans(), st.integers(), typed, st.lists(typed, max_size=3))
 EVENTS = [*(action.value for action in Action), "log:export", "drill:start", "command:run"]
-KEYS = ("reason", "credential", "replaces", "why", "identity", "leases", "used_seconds", "outcome", "findings")
+KEYS = ("reason", "credential", "replaces", "why", "identity", "leases", "seconds_out", "outcome", "findings")
 KEYS += ("follow_ups", "asked_seconds", "granted_seconds", "have", "need", "attempt", "custodians", "said", "count")
 follow_ups = st.fixed_dictionaries({"what": typed, "owner": ids, "due": typed})
 records = st.builds(
@@ -419,7 +419,7 @@ def test_only_the_confirmed_end_says_that_the_lease_is_gone():
     """Being taken back is not gone: no other entry may sound like it."""
     for event in EVENTS:
         for source in (None, "ending", "approved"):
-            data = {"leases": ["lease"], "used_seconds": 250, "credential": 1, "replaces": 1, "why": "replaced"}
+            data = {"leases": ["lease"], "seconds_out": 250, "credential": 1, "replaces": 1, "why": "replaced"}
             text = json.dumps(views.post([entry(event, data, source=source)], _case(State.ENDING), POLICY).blocks)
             assert ("lease is gone" in text) == (event == Action.END)
 

@@ -1175,6 +1175,7 @@ function fillView(view) {
   form.querySelector(".view-trouble").hidden = true;
   return form;
 }
+const firstField = (form) => form.querySelector(".view-body :is(input,textarea,button.picker)");
 /** Puts the top of the stack on the screen; with an empty stack, closes the dialog and gives the focus back. */
 function showTop() {
   const view = state.stack.at(-1);
@@ -1184,14 +1185,18 @@ function showTop() {
     if (modal.open) { modal.close(); if (!focusAgain(modalBack?.node, modalBack?.place)) mainPane.composer.text.focus(); modalBack = null; }
     return void modal.replaceChildren();
   }
-  const form = fillView(view);
-  if (modal.firstElementChild !== form) {
+  const filled = Boolean(firstField(formOf(view))), form = fillView(view);
+  if (modal.firstElementChild === form) {
+    // "One moment…" became the form: who has not moved meanwhile goes on where a form begins, as if it had opened so.
+    const resting = form.querySelector("footer")?.contains(document.activeElement) || !form.contains(document.activeElement);
+    if (!filled && resting) firstField(form)?.focus();
+  } else {
     openList.close?.(false);
     document.querySelectorAll("#modal #modal-title").forEach((node) => node.removeAttribute("id"));
     modal.replaceChildren(form);
     form.querySelector(".view-title").id = "modal-title";
     if (!modal.open) { const node = document.activeElement; modalBack = { node, place: placeOf(node) }; modal.showModal(); }
-    const first = form.querySelector(".view-body :is(input,textarea,button.picker)") || form.querySelector("footer .primary") || form.querySelector("footer .button");
+    const first = firstField(form) || form.querySelector("footer .primary") || form.querySelector("footer .button");
     first?.focus();
   }
 }
