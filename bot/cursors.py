@@ -76,7 +76,7 @@ class Claim:
     failures: int
     until: datetime
     seen: int = -1  # the newest entry that was looked at
-    blocked: set[str] = field(default_factory=set)  # lanes that were shut
+    blocked: set[tuple[str, ...]] = field(default_factory=set)  # the lanes of calls that could not go through
     failed: str | None = None
     retry: float | None = None  # seconds
     pending: list[Callable[[Session], None]] = field(default_factory=list)

@@ -7,8 +7,8 @@ Rules
 -----
 * A lane that is shut stops only those who want to go through it. One stuck channel takes at most ``room`` workers.
 * A unit runs on one worker at a time; whoever wants it meanwhile makes it run once more.
-* When a lane opens, the most important of those who wait goes first, then the longest waiting; and one at a time, as
-  fast as the lane lets through.
+* When the lanes of a call are open, the most important of those who wait goes first, then the longest waiting. They
+  are promised to it all together: two calls that are promised one lane each, and wait for the other, would never move.
 * The pace kept here is a courtesy of one process. The truth is Slack's 429, after which the lane is shut for as long as
   Slack says.
 * Nothing here outlives the process, and nothing needs to: what is left to do is in the database.
@@ -22,7 +22,7 @@ import math
 import random
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ class _Lane(Generic[U]):
     busy: int = 0
     failures: int = 0
     promised: U | None = None
-    waiting: set[U] = field(default_factory=set)
 
     def opens_at(self, now: float) -> float:
         """When the next call may go through, ``now`` or later; infinity when that depends on a call under way."""
@@ -95,10 +94,9 @@ class Turns(Generic[U]):
         self._later: dict[U, float] = {}
         self._running: set[U] = set()
         self._again: set[U] = set()
-        self._parked: dict[U, tuple[str, ...]] = {}
-        self._promises: dict[U, set[str]] = {}
+        self._parked: dict[U, frozenset[tuple[str, ...]]] = {}  # for each of its calls the lanes
+        self._promises: dict[U, tuple[str, ...]] = {}
         self._lanes: dict[str, _Lane[U]] = {}
-        self._crowded: set[str] = set()  # names of lanes with somebody waiting
         self._is_stopped = False
 
     # ------------------------------------------------------------------------------------ units
@@ -113,7 +111,7 @@ class Turns(Generic[U]):
                 self._again.add(unit)
             elif not (unless_parked and unit in self._parked):
                 self._make_ready(unit)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def take(self, wait: float | None = None) -> U | None:
         """Return the next unit, which then runs until :meth:`done`; None after :meth:`stop` or ``wait`` seconds."""
@@ -127,7 +125,7 @@ class Turns(Generic[U]):
                     self._queued.discard(unit)
                     self._running.add(unit)
                     if self._ready:
-                        self._changed.notify()
+                        self._changed.notify_all()
                     return unit
                 if until is not None:
                     if now >= until:
@@ -136,23 +134,20 @@ class Turns(Generic[U]):
                 self._changed.wait(None if math.isinf(opens) else max(0.0, opens - now))
         return None
 
-    def done(self, unit: U, blocked: Collection[str] = ()) -> None:
-        """End the unit's run; it is parked on the lanes that it found shut."""
+    def done(self, unit: U, blocked: Collection[tuple[str, ...]] = ()) -> None:
+        """End the unit's run; it is parked for the calls (their lanes) that could not go through."""
         with self._changed:
             self._running.discard(unit)
             for name in self._promises.pop(unit, ()):
-                lane = self._lanes.get(name)
-                if lane is not None and lane.promised == unit:
+                lane = self._lane(name)
+                if lane.promised == unit:
                     lane.promised = None
             if unit in self._again:
                 self._again.discard(unit)
                 self._make_ready(unit)
             elif blocked:
-                self._parked[unit] = tuple(blocked)
+                self._parked[unit] = frozenset(blocked)
                 self._since.setdefault(unit, next(self._order))
-                for name in blocked:
-                    self._lane(name).waiting.add(unit)
-                    self._crowded.add(name)
             else:
                 self._since.pop(unit, None)
             if len(self._lanes) > _MOST_LANES:
@@ -198,7 +193,7 @@ class Turns(Generic[U]):
         with self._changed:
             for name in names:
                 self._lane(name).busy -= 1
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self, name: str, seconds: float) -> None:
         """Shut a lane for so long: Slack said when to come back."""
@@ -230,23 +225,15 @@ class Turns(Generic[U]):
         return lane
 
     def _make_ready(self, unit: U) -> None:
-        self._unpark(unit)
+        self._parked.pop(unit, None)
         self._later.pop(unit, None)
         if unit not in self._queued:
             self._queued.add(unit)
             since = self._since.setdefault(unit, next(self._order))
             heapq.heappush(self._ready, (self._rank(unit), since, unit))
 
-    def _unpark(self, unit: U) -> None:
-        for name in self._parked.pop(unit, ()):
-            lane = self._lanes.get(name)
-            if lane is not None:
-                lane.waiting.discard(unit)
-                if not lane.waiting:
-                    self._crowded.discard(name)
-
     def _promote(self, now: float) -> float:
-        """Make ready whose time has come or whose lane has opened; return when to look again."""
+        """Make ready whose time has come or whose lanes have opened; return when to look again."""
         again = math.inf
         for unit, at in list(self._later.items()):
             if at > now:
@@ -256,24 +243,26 @@ class Turns(Generic[U]):
                 self._again.add(unit)
             else:
                 self._make_ready(unit)
-        for name in list(self._crowded):
-            lane = self._lanes[name]
-            if lane.promised is not None or not lane.waiting:
-                continue
-            opens = lane.opens_at(now)
-            if opens > now:
-                again = min(again, opens)
-                continue
-            best = min(lane.waiting, key=lambda unit: (self._rank(unit), self._since.get(unit, 0)))
-            lane.promised = best
-            self._promises.setdefault(best, set()).add(name)
-            self._make_ready(best)
+        for unit in sorted(self._parked, key=lambda one: (self._rank(one), self._since.get(one, 0))):
+            for names in self._parked[unit]:
+                lanes = [self._lane(name) for name in names]
+                if any(lane.promised is not None for lane in lanes):
+                    continue  # it ends with the run of the unit that has the promise
+                opens = max(lane.opens_at(now) for lane in lanes)
+                if opens > now:
+                    again = min(again, opens)
+                    continue
+                for lane in lanes:
+                    lane.promised = unit
+                self._promises[unit] = names
+                self._make_ready(unit)
+                break
         return again
 
     def _forget_idle_lanes(self) -> None:
         now = self._clock()
         for name, lane in list(self._lanes.items()):
-            is_idle = not (lane.busy or lane.waiting or lane.failures or lane.promised) and lane.open_at <= now
+            is_idle = not (lane.busy or lane.failures or lane.promised) and lane.open_at <= now
             if (
                 is_idle
                 and lane.opens_at(now) <= now

@@ -72,7 +72,7 @@ _MARGIN: Final = timedelta(seconds=3)  # by which a claim outlives a call
 _AGAIN: Final = 1.0  # seconds until a unit that another follower holds is looked at again
 _LONGEST_WAIT: Final = 300.0
 _PATIENT_TRIES: Final = 3  # for the id behind a group's handle
-_SKEW: Final = timedelta(minutes=5)  # by which Slack's clock and ours may differ
+_SKEW: Final = timedelta(hours=1)  # by which Slack's clock and ours may differ
 _PAGES: Final = 50  # of 200 messages, when a post is looked for
 
 # Slack allows about one post a second in a channel, with short bursts, and 50 updates a minute in a workspace.
@@ -119,7 +119,8 @@ class ThreadFollower:
 
     ``case`` and ``policy`` give what is drawn; ``now`` gives aware UTC. ``hold`` is how long a claim lasts whose holder
     has vanished; ``doubt`` is for how long a call that was cut may still be under way in Slack. ``pace=False`` leaves
-    the pace to Slack's 429. ``first_wait``: seconds after a first failure.
+    the pace to Slack's 429. ``first_wait``: seconds after a first failure. ``courtesy`` is called before each call of
+    Slack and may wait a moment for what is more urgent.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class ThreadFollower:
         doubt: timedelta = timedelta(seconds=2),
         pace: bool = True,
         first_wait: float = 1.0,
+        courtesy: Callable[[], object] = lambda: None,
     ) -> None:
         self._database = database
         self._client = quiet_client(client, _CALL_SECONDS)
@@ -150,6 +152,7 @@ class ThreadFollower:
         self._doubt = doubt
         self._pace = pace
         self._first_wait = first_wait
+        self._courtesy = courtesy
         self._workers = workers
         self._threads: list[threading.Thread] = []
         self._turns: Turns[Unit] = Turns(self._limits, _rank, first_wait=first_wait)
@@ -220,10 +223,11 @@ class ThreadFollower:
 
     def _work(self) -> None:
         while (unit := self._turns.take()) is not None:
+            self._courtesy()
             self._run(unit)
 
     def _run(self, unit: Unit) -> None:
-        blocked: set[str] = set()
+        blocked: set[tuple[str, ...]] = set()
         try:
             blocked = self._follow(unit)
         except LostError:
@@ -249,8 +253,8 @@ class ThreadFollower:
             return Limits(_UPDATE_BURST, _UPDATES_PER_SECOND)
         return Limits()
 
-    def _follow(self, unit: Unit) -> set[str]:
-        """Write one part of one request as far as it can be now; return the lanes that were shut."""
+    def _follow(self, unit: Unit) -> set[tuple[str, ...]]:
+        """Write one part of one request as far as it can be now; return the lanes of what could not go through."""
         # 1. Is there anything to do? Nothing is written for a wake that comes twice.
         look = self._cursors.look(unit)
         if unit.part is Part.LINES and unit.request_id and not look.has_card:
@@ -608,17 +612,13 @@ class ThreadFollower:
     def _search(self, claim: Claim, channel: str, post: Post, thread_ts: str | None) -> str | None:
         if self._user_id is None:
             self._user_id = str(call(self._client.auth_test)["user_id"])
-        since = (post.tried_at or self._now()) - _SKEW
-        args: dict[str, Any] = {
-            "channel": channel,
-            "oldest": f"{since.timestamp():.6f}",
-            "inclusive": True,
-            "include_all_metadata": True,
-            "limit": 200,
-        }
+        args: dict[str, Any] = {"channel": channel, "include_all_metadata": True, "limit": 200}
         if thread_ts is not None:
+            method: Callable[..., Any] = self._client.conversations_replies
             args["ts"] = thread_ts
-        method = self._client.conversations_history if thread_ts is None else self._client.conversations_replies
+        else:
+            method = self._client.conversations_history
+            args["oldest"] = f"{((post.tried_at or self._now()) - _SKEW).timestamp():.6f}"
         for _ in range(_PAGES):
             self._outlive_a_call(claim)
             answer = call(method, **args)
@@ -636,7 +636,7 @@ class ThreadFollower:
     def _enter(self, claim: Claim, lanes: tuple[str, ...]) -> bool:
         if self._turns.enter(claim.unit, lanes):
             return True
-        claim.blocked.update(lanes)
+        claim.blocked.add(lanes)
         return False
 
     def _outlive_a_call(self, claim: Claim) -> None:
@@ -647,13 +647,12 @@ class ThreadFollower:
     def _trouble(self, claim: Claim, lanes: tuple[str, str], trouble: TroubleError) -> None:
         """Shut the lane that is at fault: its method for as long as Slack says, or the channel for a while."""
         channel, method = lanes
+        claim.blocked.add(lanes)
         if trouble.wait is not None:
             self._turns.close(method, trouble.wait)
-            claim.blocked.add(method)
             claim.wait(trouble.wait)
             return
         claim.failed = trouble.reason
-        claim.blocked.add(channel)
         claim.wait(self._turns.fail(channel))
         log.warning("%s: Slack did not take it (%s); it is tried again", claim.unit.request_id, trouble.reason)
 
