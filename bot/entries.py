@@ -87,7 +87,7 @@ def line(record: Record, case: Case | None, name: str) -> Words:
 def _open_line(record: Record, who: str, case: Case | None, name: str) -> Words:
     data = record.data
     span = say_duration(timedelta(seconds=_number(data, "asked_seconds")))
-    count = len(case.request.custodians) if case else len(data.get("custodians") or ())
+    count = len(case.request.custodians) if case else len(_listed(data, "custodians"))
     line = f"{who} asked for *{name}* for {span}; needs {_number(data, 'quorum')} of {plural(count, 'custodian')}."
     return line, [typed(str(data["reason"]))] if data.get("reason") else []
 
@@ -170,7 +170,7 @@ def _fail_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wor
 def _review_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
     data = record.data
     line = f"{who} filed the review: *{outcome_words(str(data.get('outcome', '')))}*."
-    follow_ups = [item for item in data.get("follow_ups") or () if isinstance(item, dict)]
+    follow_ups = [item for item in _listed(data, "follow_ups") if isinstance(item, dict)]
     return line, review_words(str(data.get("findings", "")), follow_ups)
 
 
@@ -211,3 +211,8 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
 def _number(data: Mapping[str, Any], key: str) -> int:
     found = data.get(key)
     return found if isinstance(found, int) and not isinstance(found, bool) else 0
+
+
+def _listed(data: Mapping[str, Any], key: str) -> list[Any]:
+    found = data.get(key)
+    return found if isinstance(found, list) else []

@@ -143,14 +143,14 @@ def _values(view: Mapping[str, Any]) -> dict[str, str]:
 
 def _duration(text: str) -> timedelta:
     try:
-        return rules.parse_duration(text)
+        return rules.parse_duration(text.lower())
     except ValueError as error:
         raise Invalid(str(error), fields={views.DURATION: str(error)}) from None
 
 
 def _is_duration(word: str) -> bool:
     try:
-        rules.parse_duration(word)
+        rules.parse_duration(word.lower())
     except ValueError:
         return False
     return True
@@ -282,7 +282,7 @@ class _Front:
             # The first of an account's levels is the least; nobody should have to choose it.
             level = account.levels.get(level_name or "") or next(iter(account.levels.values()))
         typed = values.get(views.DURATION, "")
-        asked = rules.parse_duration(typed) if _is_duration(typed) else None
+        asked = _duration(typed) if _is_duration(typed) else None
         verdict = self.desk.preview(person, account.name, level.name, asked) if account and level else None
         return modals.request_form(
             accounts, self.desk.policy, account=account, level=level, verdict=verdict, values=values

@@ -42,11 +42,12 @@ ATTACKS = (
     "\n" * 2000 + "hidden",
     "😀" * 3000,
     "<" * 3000,
+    "x" * 20_000,
     "",
     " ",
 )
 typed = st.one_of(st.sampled_from(ATTACKS), st.text(max_size=60), st.text(alphabet="<>&`*\n😀", max_size=30))
-ids = st.one_of(st.sampled_from(["U0RITA", "U0CARL", "U0CHEN", "W0FAR"]), st.text(max_size=40))
+ids = st.one_of(st.sampled_from(["U0RITA", "U0CARL", "U0CHEN", "W0FAR", "<!channel>"]), st.text(max_size=40))
 times = st.one_of(st.none(), st.datetimes(datetime(2020, 1, 1), datetime(2040, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - the strategy adds the zone
 relaxed = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
@@ -228,6 +229,25 @@ def test_a_crowded_home_tab_is_one_that_slack_takes():
     assert check_view(modals.home(POLICY, waiting=[], mine=[], reviews=[], now=NOW), Surface.HOME) == []
 
 
+def test_a_hundred_custodians_are_counted_and_not_all_named():
+    """A custodian group may be the whole company; the card says how many more there are."""
+    case = _case(State.PENDING)
+    case.request.custodians = [f"U0CUSTODIAN{n:09}" for n in range(500)]
+    for picture in PICTURES:
+        assert check_blocks(picture(case, POLICY, now=NOW).blocks, Surface.MESSAGE) == []
+    assert "and 480 more" in json.dumps(views.card(case, POLICY, now=NOW).blocks)
+
+
+def test_what_is_too_much_for_one_post_keeps_its_lines():
+    """Sixty denials at once leave out the reasons, which the cards have, and drop no entry."""
+    found = [entry("request:deny", {"reason": f"Reason {n}"}, seq=n) for n in range(60)]
+    blocks = views.post(found, _case(State.DENIED), POLICY).blocks
+    assert check_blocks(blocks, Surface.MESSAGE) == []
+    assert "".join(mrkdwn_of(blocks)).count("*denied*") == 60
+    blocks = views.post(found[: views.MOST_IN_POST], _case(State.DENIED), POLICY).blocks
+    assert sum(block["type"] == "rich_text" for block in blocks) == views.MOST_IN_POST
+
+
 def test_a_policy_of_a_thousand_accounts_still_has_a_form():
     """A select holds a hundred options; the chosen account is always among them."""
     many = [
@@ -291,6 +311,49 @@ def test_our_own_sentences_let_nothing_but_people_through(text):
     shown = blockkit.say(text)
     assert not re.search(r"<(?!@[UW][A-Z0-9]{2,20}>)", shown)
     assert len(shown) <= 3000
+
+
+def test_what_is_no_user_id_is_no_mention():
+    """An id that is none cannot become a broadcast or a link."""
+    for forged in ("<!channel>", "!channel", "U0RITA> <!here", "", "S0LEADS"):
+        assert "<" not in blockkit.mention(forged)
+        assert blockkit.person(forged)["type"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("event", "data", "source", "words"),
+    [
+        ("request:open", {"asked_seconds": 600, "quorum": 2, "reason": "r"}, None, "asked for *Orders database"),
+        ("request:approve", {"have": 1, "need": 2, "granted_seconds": 600}, None, "<@U0CARL> approved (1 of 2)."),
+        ("request:approve", {"have": 1, "need": 2, "granted_seconds": 60}, None, "(1 of 2), for 1 minute only."),
+        ("request:quorum", {"granted_seconds": 300}, None, "*Approved* for 5 minutes. <@U0RITA> can open it"),
+        ("request:lapse", {}, "pending", "not enough custodians answered"),
+        ("request:lapse", {}, "approved", "not opened in time"),
+        ("request:escalate", {}, "pending", "Still not enough answers"),
+        ("request:escalate", {"attempt": 3, "why": "Vault is sealed."}, "ending", "(try 3): Vault is sealed."),
+        ("credential:reveal", {"credential": 1, "replaces": None}, None, "is opening credential 1."),
+        ("credential:reveal", {"credential": 2, "replaces": 1}, None, "fresh credential (2); credential 1 ends."),
+        ("credential:abandon", {"credential": 1, "why": "replaced"}, None, "Credential 1 was put out of use."),
+        ("credential:abandon", {"credential": 1, "why": "the bot stopped"}, None, "not completed"),
+        (
+            "credential:issue",
+            {"credential": 1, "identity": "v-x"},
+            None,
+            "*Credential 1 was issued* to <@U0RITA> as `v-x`",
+        ),
+        ("credential:reissue", {"credential": 2}, None, "*A fresh credential 2 was issued*"),
+        ("credential:end", {"leases": ["l"], "seconds_out": 61}, None, "the lease is gone, after 1 minute 1 second."),
+        ("credential:end", {"leases": []}, None, "no credential had been given out"),
+        ("review:file", {"outcome": "not_justified", "findings": "f"}, None, "*not justified*"),
+        ("log:export", {"count": 1}, None, "exported 1 entry of the log"),
+        ("log:export", {"count": 7}, None, "exported 7 entries of the log"),
+        ("drill:start", {}, None, "<@U0CARL>: drill start"),
+    ],
+)
+def test_each_entry_says_what_happened(event, data, source, words):
+    """Somebody who only reads the thread knows what was done, by whom."""
+    (text, *_) = mrkdwn_of(views.post([entry(event, data, source=source)], _case(State.ACTIVE), POLICY).blocks)
+    assert words in text
 
 
 def test_a_refusal_in_the_thread_calls_nobody():
