@@ -461,7 +461,6 @@ class ThreadFollower:
         request_id = claim.unit.request_id
         while True:
             # 1. A batch that was tried stays as it is; otherwise everything that waits is one batch.
-            case = self._case(request_id) if request_id else None
             with self._database.read() as session:
                 tried = tried_batch(session, request_id, claim.cursor)
                 records = read_entries(
@@ -471,11 +470,13 @@ class ThreadFollower:
                     until_seq=None if tried is None else tried.last_seq,
                     limit=None if tried is not None else views.MOST_IN_POST,
                 )
-                card = session.get(Post, (request_id, CARD)) if case is not None else None
+                card = session.get(Post, (request_id, CARD)) if request_id else None
             if not records:
                 return
-            if case is not None and (card is None or card.ts is None):
+            if request_id and (card is None or card.ts is None):
                 return  # it was taken away meanwhile
+            # Read after the entries: a row that is older than they are does not know yet what they tell of.
+            case = self._case(request_id) if request_id else None
             claim.seen = records[-1].seq
             # 2. If it was tried: is it there?
             if tried is not None:
