@@ -1189,7 +1189,10 @@ function showTop() {
   if (modal.firstElementChild === form) {
     // "One moment…" became the form: who has not moved meanwhile goes on where a form begins, as if it had opened so.
     const resting = form.querySelector("footer")?.contains(document.activeElement) || !form.contains(document.activeElement);
-    if (!filled && resting) firstField(form)?.focus();
+    const next = !filled && firstField(form);
+    if (next && resting) next.focus();
+    // The button that was pressed is gone with its form.
+    else if (!form.contains(document.activeElement) && !openList.close) form.querySelector("footer .button")?.focus();
   } else {
     openList.close?.(false);
     document.querySelectorAll("#modal #modal-title").forEach((node) => node.removeAttribute("id"));
