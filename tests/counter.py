@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from storage.audit import Actor, read_entries
-
 from workflows import policy as rules
 from workflows.desk import Ask, Desk
 from workflows.policy import Person
