@@ -378,7 +378,7 @@ class ThreadFollower:
     def _show(self, claim: Claim, post: Post | None, letter: _Letter) -> bool:
         """Make Slack show this letter; return whether it does now, or never will."""
         if post is None:
-            return not letter.is_wanted or self._post(claim, letter, None)
+            return not letter.is_wanted or self._post(claim, letter)
         if (post.picture or "").startswith(GONE):
             return True
         if post.ts is None and post.tried_at is not None:
@@ -390,19 +390,22 @@ class ThreadFollower:
                 case _Found.THERE | _Found.ABSENT:
                     pass
         if post.ts is None:
-            return not letter.is_wanted or self._post(claim, letter, post.tried_at)
+            return not letter.is_wanted or self._post(claim, letter, post)
         return post.picture == letter.picture or self._redraw(claim, post, letter)
 
-    def _post(self, claim: Claim, letter: _Letter, tried_at: datetime | None) -> bool:
-        """Post a letter; ``tried_at``: when an earlier try began that may still come through."""
+    def _post(self, claim: Claim, letter: _Letter, failed: Post | None = None) -> bool:
+        """Post a letter; ``failed``: the earlier try, whose call may still come through if it has a ``tried_at``."""
         lanes = (f"channel {letter.target}", f"post {letter.target}")
         if not self._enter(claim, lanes):
             return False
         request_id, key = claim.unit.request_id, letter.key
+        tried_at = None if failed is None else failed.tried_at
         began = tried_at or self._now()
+        # Why the last try failed is kept until one succeeds.
+        why = failed.picture if failed is not None and (failed.picture or "").startswith(ERROR) else None
         try:
             self._cursors.write(
-                claim, setting(request_id, key, target=letter.target, picture=letter.picture, tried_at=began)
+                claim, setting(request_id, key, target=letter.target, picture=why or letter.picture, tried_at=began)
             )
             answer = say(
                 self._client.chat_postMessage,
@@ -513,7 +516,6 @@ class ThreadFollower:
                     target=channel,
                     first_seq=first,
                     last_seq=last,
-                    picture=None,
                     tried_at=self._now() if tried is None else tried.tried_at,
                 ),
             )
@@ -540,7 +542,7 @@ class ThreadFollower:
             self._turns.leave(lanes)
         self._turns.heal(lanes[0])
         claim.cursor = last
-        claim.later(setting(request_id, key, channel=answer["channel"], ts=answer["ts"]))
+        claim.later(setting(request_id, key, channel=answer["channel"], ts=answer["ts"], picture=None))
         return True
 
     def _mentions(self, claim: Claim, case: Case | None, records: Iterable[Record]) -> dict[str, str]:
@@ -600,7 +602,9 @@ class ThreadFollower:
             return _Found.ABSENT
         log.info("%s: %s had been posted", post.request_id, post.key)
         post.channel, post.ts = channel, ts
-        claim.later(setting(post.request_id, post.key, channel=channel, ts=ts))
+        # Lines have no picture; of anything else, an error's place is taken by drawing it once more.
+        cleared = {"picture": None} if post.key.startswith(LINES) else {}
+        claim.later(setting(post.request_id, post.key, channel=channel, ts=ts, **cleared))
         return _Found.THERE
 
     def _room(self, target: str) -> str:
@@ -635,6 +639,7 @@ class ThreadFollower:
     # ------------------------------------------------------------------------------------ calls
 
     def _enter(self, claim: Claim, lanes: tuple[str, ...]) -> bool:
+        self._courtesy()
         if self._turns.enter(claim.unit, lanes):
             return True
         claim.blocked.add(lanes)
