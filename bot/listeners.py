@@ -29,8 +29,8 @@ from storage.audit import Actor
 from storage.models import Outcome
 from workflows import policy as rules
 from workflows.desk import Ask, Findings, FollowUp
-from workflows.errors import BreakGlassError, Conflict, Invalid, NotAllowed, Unavailable
-from workflows.lifecycle import Action, Role, allowed_roles, step
+from workflows.errors import BreakGlassError, Conflict, Invalid, Unavailable
+from workflows.lifecycle import Action
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -321,8 +321,7 @@ class _Front:
         click = _click(body)
         ack()
         with filling(client, body["trigger_id"], modals.loading(f"Approve {click.request_id}")) as view_id:
-            case = self.desk.case(click.request_id)
-            step(case.state, Action.APPROVE, {Role.CUSTODIAN}, request=click.request_id)
+            case = self.desk.may(click.actor, Action.APPROVE, click.request_id, click.version, now=self.now())
             client.views_update(view_id=view_id, view=modals.shorten_form(case, self.desk.policy, click.about))
 
     def shorten(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
@@ -342,7 +341,9 @@ class _Front:
         """Open the form that asks why."""
         click = _click(body)
         ack()
-        client.views_open(trigger_id=body["trigger_id"], view=modals.deny_form(click.about))
+        with filling(client, body["trigger_id"], modals.loading(f"Deny {click.request_id}")) as view_id:
+            self.desk.may(click.actor, Action.DENY, click.request_id, click.version, now=self.now())
+            client.views_update(view_id=view_id, view=modals.deny_form(click.about))
 
     def deny(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
         """Deny, with the reason."""
@@ -403,13 +404,12 @@ class _Front:
         """Open the review form."""
         click = _click(body)
         ack()
-        self._open_review(body, client, click.request_id, click.about)
+        self._open_review(body, client, click.request_id, click.version)
 
-    def _open_review(self, body: Mapping[str, Any], client: WebClient, request_id: str, about: str | None) -> None:
+    def _open_review(self, body: Mapping[str, Any], client: WebClient, request_id: str, version: int | None) -> None:
         with filling(client, body["trigger_id"], modals.loading(f"Review {request_id}")) as view_id:
-            case = self.desk.case(request_id)
-            step(case.state, Action.REVIEW, {Role.REVIEWER}, request=request_id)
-            view = modals.review_form(case, self.desk.policy, about or views.value(case))
+            case = self.desk.may(actor_of(body), Action.REVIEW, request_id, version, now=self.now())
+            view = modals.review_form(case, self.desk.policy, views.value(case))
             client.views_update(view_id=view_id, view=view)
 
     def review(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
@@ -443,37 +443,9 @@ class _Front:
         client.views_publish(user_id=actor.person, view=view)
 
     def _home(self, actor: Actor) -> modals.View:
-        desk, person = self.desk, actor.person
-        if actor.team != desk.team:
-            raise NotAllowed("Only people of this workspace may use break-glass access here.", code="other_workspace")
-        cases = desk.open_cases()
-        roster = rules.gather(desk.directory, desk.policy, None, (person,))
-
-        def holds(role: Role, action: Action) -> list[Any]:
-            return [
-                case
-                for case in cases
-                if role in allowed_roles(case.state, action)
-                and person not in case.approvers
-                and rules.explain(
-                    desk.policy,
-                    roster,
-                    case.request.account,
-                    person,
-                    role,
-                    requester=case.request.requester,
-                    approvers=case.approvers,
-                    asked=case.request.custodians if role is Role.CUSTODIAN else None,
-                )
-                is None
-            ]
-
+        agenda = self.desk.agenda(actor)
         return modals.home(
-            desk.policy,
-            waiting=holds(Role.CUSTODIAN, Action.APPROVE),
-            mine=[case for case in cases if case.request.requester == person],
-            reviews=holds(Role.REVIEWER, Action.REVIEW),
-            now=self.now(),
+            self.desk.policy, waiting=agenda.waiting, mine=agenda.mine, reviews=agenda.reviews, now=self.now()
         )
 
     # Answering.

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Named here, once, so that their own asserts are rewritten before anything imports them.
+pytest_plugins = ("real_parts", "counter")
+
 # No test may fail because the machine was busy for a moment.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")

@@ -22,8 +22,6 @@ from bot.demo.vault_setup import prepare_target
 from workflows.errors import Unavailable
 from workflows.vault import Vault
 
-pytest_plugins = ["real_parts"]
-
 # Starts both, says their process ids, then waits to be ended.
 STARTER = """
 import sys, time

@@ -17,8 +17,7 @@ from workflows import policy as rules
 from workflows import sweep
 from workflows.desk import Findings, FollowUp
 from workflows.errors import BreakGlassError, Conflict, Invalid, NotAllowed, Unavailable, VaultRefused
-
-pytest_plugins = ("real_parts", "counter")
+from workflows.lifecycle import Action
 
 FORM = Findings(True, False, True, Outcome.JUSTIFIED, "As stated.")
 
@@ -483,6 +482,36 @@ def test_the_tick_is_safe_twice_and_in_parallel(counter):
         assert len([e for e in events if e in {"credential:end", "request:lapse", "credential:expire"}]) == (
             2 if row is rows[0] else 1
         )
+
+
+# ---------------------------------------------------------------------------------------------- forms and the agenda
+
+
+@pytest.mark.parametrize(("who", "action"), [(OLGA, Action.APPROVE), (RITA, Action.DENY), (CARL, Action.REVIEW)])
+def test_a_form_is_not_opened_for_whom_it_is_not(counter, who, action):
+    """The right is asked before a form opens, and the refusal is on record like any other."""
+    row = counter.ask()
+    with pytest.raises((NotAllowed, Conflict)):
+        counter.may(who, action, row.id, row.version, now=counter.now)
+    assert counter.events(row) == ["request:open", f"{action.value}!"]
+
+
+def test_the_agenda_is_what_concerns_a_person(counter):
+    """Waiting for me, asked by me, owed by me: and nothing of others."""
+    pending = counter.ask()
+    done = counter.approved()
+    counter.show(done)
+    row = counter.fresh(done).request
+    counter.release(RITA, row.id, row.version, now=counter.now)
+    counter.finish(row.id, now=counter.now)
+
+    def ids(cases):
+        return [case.request.id for case in cases]
+
+    assert ids(counter.agenda(CHEN).waiting) == [pending.id]
+    assert ids(counter.agenda(RITA).mine) == [pending.id, done.id]
+    assert ids(counter.agenda(SAM).reviews) == [done.id]
+    assert counter.agenda(OLGA).waiting == counter.agenda(OLGA).mine == counter.agenda(OLGA).reviews == ()
 
 
 # ---------------------------------------------------------------------------------------------- the record

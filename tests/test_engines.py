@@ -24,8 +24,6 @@ from workflows.engines import ENGINES, LevelSettings
 from workflows.engines.database import Login
 from workflows.errors import Invalid, Unavailable, VaultRefused
 
-pytest_plugins = ["real_parts"]
-
 GOOD = {
     "engine": "database",
     "mount": "database",

@@ -31,8 +31,6 @@ from workflows import policy as rules
 from workflows.errors import Unavailable
 from workflows.vault import Vault
 
-pytest_plugins = ("real_parts",)
-
 ROOM = "C0INCIDENT"
 MANIFEST = Path(__file__).parent.parent / "manifest.yml"
 WORDS = {
@@ -528,14 +526,10 @@ def test_a_review_is_filed(office):
 
 
 def test_an_approver_cannot_review(office):
-    """Who approved it cannot judge it, also by command."""
+    """Who approved it cannot judge it, also by command: the form is not even shown."""
     row = _ended(office)
-    carl = office.as_(CARL)
-    carl.command(f"/breakglass review {row.id}", ROOM)
-    carl.wait_for_view(views.REVIEW_FORM)
-    answer = carl.submit(REVIEW)
-    assert answer["result"] == "updated"
-    assert "somebody else must review it" in str(answer["view"]["blocks"])
+    office.as_(CARL).command(f"/breakglass review {row.id}", ROOM)
+    office.window(CARL, "somebody else must review it")
     assert office.state(row) is State.ENDED
 
 

@@ -15,8 +15,6 @@ from workflows import sweep
 from workflows.desk import Findings
 from workflows.errors import Conflict, NotAllowed
 
-pytest_plugins = ("real_parts", "counter")
-
 
 def test_a_whole_emergency(counter, real):
     """Asked, approved, opened, used, handed back, refused, reviewed: and each step is in the log, in order."""

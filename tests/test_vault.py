@@ -19,8 +19,6 @@ from workflows import vault as module
 from workflows.errors import Unavailable, VaultRefused
 from workflows.vault import ChildToken, Secret, Vault
 
-pytest_plugins = ["real_parts"]
-
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 SECRET = "s.very-secret-token"

@@ -23,7 +23,7 @@ from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
 from workflows.errors import Conflict, Invalid, NotAllowed, Unavailable
 from workflows.issuing import BACK_OFF, Intent, Issuer
-from workflows.lifecycle import Action, Role, now_is, step
+from workflows.lifecycle import Action, Role, allowed_roles, now_is, step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from workflows.policy import Account, Directory, Level, Policy, Roster, Verdict
     from workflows.vault import Vault
 
-__all__ = ["Ask", "Case", "Desk", "Findings", "FollowUp", "Intent"]
+__all__ = ["Agenda", "Ask", "Case", "Desk", "Findings", "FollowUp", "Intent"]
 
 # No I, L, O, U, 0, 1: an id is read aloud on the telephone at night.
 _ID_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -78,6 +78,19 @@ class Findings:
     follow_ups: tuple[FollowUp, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Agenda:
+    """What is open and concerns one person."""
+
+    waiting: tuple[Case, ...]  # for their answer as a custodian
+    mine: tuple[Case, ...]  # asked for by them
+    reviews: tuple[Case, ...]  # owed, and theirs to file
+
+
+# Whose right it is that opens a form, before anything is submitted with it.
+_FORM_ROLES: Final = {Action.APPROVE: Role.CUSTODIAN, Action.DENY: Role.CUSTODIAN, Action.REVIEW: Role.REVIEWER}
+
+
 class Desk(Issuer):
     """The counter at which everybody acts. Safe from many threads and from several processes on one database."""
 
@@ -103,6 +116,50 @@ class Desk(Issuer):
         with self._read() as session:
             rows = [r for r in session.exec(query) if person is None or person in (r.requester, *r.custodians)]
             return [case_of(session, row.id) for row in rows]
+
+    def agenda(self, actor: Actor) -> Agenda:
+        """Return what is open and concerns the actor. Raises :class:`NotAllowed` for people of other workspaces."""
+        self._own_team(actor)
+        person, cases = actor.person, self.open_cases()
+        roster = rules.gather(self.directory, self.policy, None, (person,))
+
+        def theirs(role: Role, action: Action) -> tuple[Case, ...]:
+            return tuple(
+                case
+                for case in cases
+                if role in allowed_roles(case.state, action)
+                and person not in case.approvers
+                and role
+                in rules.roles(
+                    self.policy,
+                    roster,
+                    case.request.account,
+                    person,
+                    requester=case.request.requester,
+                    approvers=case.approvers,
+                    asked=case.request.custodians,
+                )
+            )
+
+        return Agenda(
+            waiting=theirs(Role.CUSTODIAN, Action.APPROVE),
+            mine=tuple(case for case in cases if case.request.requester == person),
+            reviews=theirs(Role.REVIEWER, Action.REVIEW),
+        )
+
+    def may(self, actor: Actor, action: Action, request_id: str, version: int | None = None, *, now: datetime) -> Case:
+        """Return the case if the actor may take the action now: asked before a form is opened for it.
+
+        A refusal is on record like any other; the right is checked again when the form comes back. Without a version
+        (a command instead of a button) nothing can be stale.
+        """
+        with self.attempt(actor, action, request_id, now=now):
+            roster = self._gather(actor, request_id)
+            with self._read() as session:
+                case = case_of(session, request_id)
+            self._not_stale(case.request, case.request.version if version is None else version)
+            self._need(case, roster, actor, action, _FORM_ROLES[action])
+            return case
 
     def accounts_for(self, person: str) -> tuple[Account, ...]:
         """Return the accounts that the person may request."""
@@ -208,8 +265,8 @@ class Desk(Issuer):
             roster = self._gather(actor, request_id)
             with self.turn(request_id, now=now) as turn:
                 row = turn.row
-                self._not_stale(turn, version)
-                self._need(turn, roster, actor, Action.APPROVE, Role.CUSTODIAN)
+                self._not_stale(turn.row, version)
+                self._need(turn.case(), roster, actor, Action.APPROVE, Role.CUSTODIAN)
                 level = self._still_allowed(roster, row)
                 asked = timedelta(seconds=row.asked_seconds)
                 granted = asked if within is None else within
@@ -253,8 +310,8 @@ class Desk(Issuer):
         with self.attempt(actor, Action.DENY, request_id, now=now):
             roster = self._gather(actor, request_id)
             with self.turn(request_id, now=now) as turn:
-                self._not_stale(turn, version)
-                self._need(turn, roster, actor, Action.DENY, Role.CUSTODIAN)
+                self._not_stale(turn.row, version)
+                self._need(turn.case(), roster, actor, Action.DENY, Role.CUSTODIAN)
                 in_force = self._decide(turn, actor, Answer.DENY, self._custodians(roster, turn.row), reason=reason)
                 turn.move(Action.DENY, actor, (Role.CUSTODIAN,), policy=in_force, data={"reason": reason}, due_at=None)
                 return turn.row
@@ -298,7 +355,7 @@ class Desk(Issuer):
             roster = self._gather(actor, request_id)
             with self.turn(request_id, now=now) as turn:
                 row = turn.row
-                self._need(turn, roster, actor, Action.REVEAL, Role.REQUESTER)
+                self._need(turn.case(), roster, actor, Action.REVEAL, Role.REQUESTER)
                 grants = turn.grants()
                 live = next((g for g in grants if g.ended_at is None), None)
                 if live is not None and live.issued_at is None:
@@ -307,7 +364,7 @@ class Desk(Issuer):
                         f"{rules.say_duration(self.patience)}, press the button again.",
                         code="in_progress",
                     )
-                self._not_stale(turn, version, exact=True)
+                self._not_stale(turn.row, version, exact=True)
                 self._still_allowed(roster, row)
                 ttl = row.expires_at - now if row.expires_at else timedelta(seconds=row.granted_seconds or 0)
                 if ttl < SHORTEST_GRANT:
@@ -354,8 +411,8 @@ class Desk(Issuer):
         with self.attempt(actor, action, request_id, now=now):
             roster = self._gather(actor, request_id)
             with self.turn(request_id, now=now) as turn:
-                self._not_stale(turn, version)
-                self._need(turn, roster, actor, action, role, asked=action is not Action.REVOKE)
+                self._not_stale(turn.row, version)
+                self._need(turn.case(), roster, actor, action, role, asked=action is not Action.REVOKE)
                 changes: dict[str, Any] = {"due_at": None}
                 if ended_by is not None:
                     changes = {"due_at": now, "ended_by": ended_by, "ended_by_user": actor.person}
@@ -376,8 +433,8 @@ class Desk(Issuer):
         with self.attempt(actor, Action.REVIEW, request_id, now=now):
             roster = self._gather(actor, request_id)
             with self.turn(request_id, now=now) as turn:
-                self._not_stale(turn, version)
-                self._need(turn, roster, actor, Action.REVIEW, Role.REVIEWER)
+                self._not_stale(turn.row, version)
+                self._need(turn.case(), roster, actor, Action.REVIEW, Role.REVIEWER)
                 told: dict[str, Any] = {
                     "threshold_met": form.threshold_met,
                     "standard_path_enough": form.standard_path_enough,
@@ -457,11 +514,11 @@ class Desk(Issuer):
             raise NotAllowed("Only people of this workspace may use break-glass access here.", code="other_workspace")
 
     def _need(
-        self, turn: Turn, roster: Roster, actor: Actor, action: Action, role: Role, *, asked: bool = True
+        self, case: Case, roster: Roster, actor: Actor, action: Action, role: Role, *, asked: bool = True
     ) -> None:
         """Refuse, with the precise reason, unless the state has the action and the actor has the role."""
-        row = turn.row
-        step(turn.state, action, (role,), request=row.id)
+        row = case.request
+        step(case.state, action, (role,), request=row.id)
         why = rules.explain(
             self.policy,
             roster,
@@ -469,7 +526,7 @@ class Desk(Issuer):
             actor.person,
             role,
             requester=row.requester,
-            approvers=[d.person for d in turn.decisions() if d.answer == Answer.APPROVE],
+            approvers=case.approvers,
             asked=row.custodians if asked else None,
         )
         if why is not None:
@@ -504,12 +561,11 @@ class Desk(Issuer):
             raise Conflict(f"The policy no longer allows {row.id}: {changed.sentence}", code="policy_changed") from None
 
     @staticmethod
-    def _not_stale(turn: Turn, version: int, *, exact: bool = False) -> None:
-        row = turn.row
+    def _not_stale(row: Request, version: int, *, exact: bool = False) -> None:
         oldest = row.version if exact else row.state_version
         if not oldest <= version <= row.version:
             raise Conflict(
-                f"That button is out of date: {row.id} {now_is(turn.state)}. Nothing was changed.", code="stale"
+                f"That button is out of date: {row.id} {now_is(State(row.state))}. Nothing was changed.", code="stale"
             )
 
 

@@ -67,6 +67,10 @@ class Turn:
         """The request's state, as of the last move."""
         return State(self.row.state)
 
+    def case(self) -> Case:
+        """Return the request and its records as they are now."""
+        return case_of(self.session, self.row.id)
+
     def decisions(self) -> list[Decision]:
         """Return what the custodians said, in order."""
         return decisions_of(self.session, self.row.id)
