@@ -230,8 +230,45 @@ class Entry(SQLModel, table=True):
     peaks: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # roots of the perfect subtrees, left to right
 
 
+class SignedHead(SQLModel, table=True):
+    """The log's head as signed: ``note`` is the C2SP signed note, verbatim (``storage/checkpoint.py``)."""
+
+    __tablename__: ClassVar[Any] = "signed_head"
+    __table_args__ = (
+        UniqueConstraint("size", "note"),
+        CheckConstraint("reason IN ('entry', 'heartbeat', 'rotation')", name="reason_known"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    size: int = Field(nullable=False, index=True)
+    root: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    note: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    at: datetime = _time()
+    reason: str = Field(nullable=False)
+
+
+class Anchor(SQLModel, table=True):
+    """What somebody outside said of a signed head: a witness's cosignature line, a timestamp token (DER)."""
+
+    __tablename__: ClassVar[Any] = "anchor"
+    __table_args__ = (
+        UniqueConstraint("head_id", "follower"),
+        CheckConstraint("kind IN ('cosignature', 'timestamp')", name="kind_known"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    head_id: int = Field(foreign_key="signed_head.id", nullable=False)
+    follower: str = Field(nullable=False)
+    kind: str = Field(nullable=False)
+    data: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    at: datetime = _time()
+
+
 class Feed(SQLModel, table=True):
-    """A follower's cursor in one request's entries (empty ``request_id``: entries about none), claimed by a row."""
+    """A follower's cursor in one request's entries, claimed by a row.
+
+    An empty ``request_id`` stands for the entries about no request, ``*`` for all entries (the copies outside).
+    """
 
     __tablename__: ClassVar[Any] = "feed"
 
