@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import logging
+import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -237,6 +238,9 @@ def slack_client(settings: Settings) -> WebClient:
         token=settings.slack_bot_token,
         base_url=settings.slack_api_url,
         timeout=_SLACK_SECONDS,
+        # One for all calls, and for the clients that are made after this one: reading the machine's certificates takes
+        # some 30 ms, and slack_sdk would do so at each call.
+        ssl=ssl.create_default_context(),
         retry_handlers=[ConnectionErrorRetryHandler(), RateLimitErrorRetryHandler(max_retry_count=2)],
     )
 

@@ -266,7 +266,8 @@ class Desk(Issuer):
             with self.turn(request_id, now=now) as turn:
                 row = turn.row
                 self._not_stale(turn.row, version)
-                self._need(turn.case(), roster, actor, Action.APPROVE, Role.CUSTODIAN)
+                said = turn.decisions()  # once: a burst of clicks waits for this turn, and nobody else can add one
+                self._need(Case(row, tuple(said), (), None), roster, actor, Action.APPROVE, Role.CUSTODIAN)
                 level = self._still_allowed(roster, row)
                 asked = timedelta(seconds=row.asked_seconds)
                 granted = asked if within is None else within
@@ -275,11 +276,12 @@ class Desk(Issuer):
                         "The time must be between one minute and what was asked for.",
                         fields={"duration": f"Give between 1 minute and {rules.say_duration(asked)}."},
                     )
-                if any(d.person == actor.person and d.answer == Answer.APPROVE for d in turn.decisions()):
+                if any(d.person == actor.person and d.answer == Answer.APPROVE for d in said):
                     raise Conflict(f"You have already approved {row.id}; your approval counts once.", code="doubled")
                 custodians = self._custodians(roster, row)
-                in_force = self._decide(turn, actor, Answer.APPROVE, custodians, granted=granted)
-                approvals = [d for d in turn.decisions() if d.answer == Answer.APPROVE]
+                said.append(self._decide(turn, actor, Answer.APPROVE, custodians, granted=granted))
+                in_force = said[-1].policy_hash
+                approvals = [d for d in said if d.answer == Answer.APPROVE]
                 counted = rules.counted((d.person for d in approvals), custodians, row.requester)
                 # A policy that became stricter meanwhile wins; one that became laxer does not.
                 quorum = max(row.quorum, level.quorum)
@@ -312,8 +314,10 @@ class Desk(Issuer):
             with self.turn(request_id, now=now) as turn:
                 self._not_stale(turn.row, version)
                 self._need(turn.case(), roster, actor, Action.DENY, Role.CUSTODIAN)
-                in_force = self._decide(turn, actor, Answer.DENY, self._custodians(roster, turn.row), reason=reason)
-                turn.move(Action.DENY, actor, (Role.CUSTODIAN,), policy=in_force, data={"reason": reason}, due_at=None)
+                said = self._decide(turn, actor, Answer.DENY, self._custodians(roster, turn.row), reason=reason)
+                turn.move(
+                    Action.DENY, actor, (Role.CUSTODIAN,), policy=said.policy_hash, data={"reason": reason}, due_at=None
+                )
                 return turn.row
 
     def _decide(
@@ -325,23 +329,21 @@ class Desk(Issuer):
         *,
         granted: timedelta | None = None,
         reason: str | None = None,
-    ) -> str:
-        """Store a decision and return the hash of the policy and custodians that it was made under."""
-        in_force = rules.in_force(self.policy, custodians)
-        turn.session.add(
-            Decision(
-                request_id=turn.row.id,
-                team=actor.team,
-                person=actor.person,
-                answer=answer,
-                granted_seconds=int(granted.total_seconds()) if granted else None,
-                reason=reason,
-                policy_hash=in_force,
-                at=turn.now,
-            )
+    ) -> Decision:
+        """Store a decision, with the hash of the policy and custodians that it is made under."""
+        decision = Decision(
+            request_id=turn.row.id,
+            team=actor.team,
+            person=actor.person,
+            answer=answer,
+            granted_seconds=int(granted.total_seconds()) if granted else None,
+            reason=reason,
+            policy_hash=rules.in_force(self.policy, custodians),
+            at=turn.now,
         )
+        turn.session.add(decision)
         turn.session.flush()
-        return in_force
+        return decision
 
     # ------------------------------------------------------------------------------------ holding
 
@@ -502,10 +504,10 @@ class Desk(Issuer):
 
     def _gather(self, actor: Actor, request_id: str) -> Roster:
         self._own_team(actor)
-        try:
-            row = self.case(request_id).request
-        except Invalid as missing:
-            raise Conflict(missing.sentence, code="unknown_request") from None
+        with self._read() as session:
+            row = session.get(Request, request_id)
+        if row is None:
+            raise Conflict(f"There is no request {request_id}.", code="unknown_request")
         return rules.gather(self.directory, self.policy, row.account, (actor.person, row.requester, *row.custodians))
 
     def _own_team(self, actor: Actor) -> None:

@@ -113,12 +113,16 @@ class Turn:
         values: dict[str, Any] = {"state": move.target.value, "version": version, "last_seq": entry.seq, **changes}
         if not move.is_self:
             values |= {"state_version": version, "state_at": self.now}
-        done = self.session.exec(
-            update(Request).where(col(Request.id) == row.id, col(Request.version) == row.version).values(**values)
+        done = self.session.execute(
+            update(Request)
+            .where(col(Request.id) == row.id, col(Request.version) == row.version)
+            .values(**values)
+            .returning(Request),
+            # The row in hand becomes what was written, without another question.
+            execution_options={"populate_existing": True, "synchronize_session": False},
         )
-        if done.rowcount != 1:
+        if done.scalar_one_or_none() is None:
             raise Conflict(f"{row.id} was changed by somebody else at the same moment. Look at it again.", code="raced")
-        self.session.refresh(row)
 
     def look_again(self, due_at: datetime | None) -> None:
         """Set when the tick must next look at the request: no change of it, so no entry."""
