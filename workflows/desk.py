@@ -22,7 +22,7 @@ from storage.models import Answer, Decision, Outcome, Request, Review, State
 from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
 from workflows.errors import Conflict, Invalid, NotAllowed, Unavailable
-from workflows.issuing import BACK_OFF, Intent, Issuer
+from workflows.issuing import BACK_OFF, WARN_BEFORE, Intent, Issuer
 from workflows.lifecycle import Action, Role, allowed_roles, now_is, step
 
 if TYPE_CHECKING:
@@ -491,6 +491,9 @@ class Desk(Issuer):
                 turn.move(Action.LAPSE, data={"waited_seconds": waited}, due_at=None)
             case State.APPROVED:
                 turn.look_again(row.lapse_at)
+            case State.ACTIVE if row.warned_at is None and row.expires_at and now < row.expires_at - WARN_BEFORE:
+                # Looked at for another reason: a fresh credential was asked for, and the bot stopped before making it.
+                turn.look_again(row.expires_at - WARN_BEFORE)
             case State.ACTIVE if row.warned_at is None:
                 turn.move(Action.WARN, data={"expires_at": row.expires_at}, warned_at=now, due_at=row.expires_at)
             case State.ACTIVE:

@@ -26,7 +26,7 @@ from storage.models import Grant, Request, State
 from workflows.door import Case, Door, Turn
 from workflows.engines import ENGINES, Credential
 from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
-from workflows.lifecycle import Action
+from workflows.lifecycle import Action, allowed_roles
 
 if TYPE_CHECKING:
     from storage.database import Database
@@ -98,7 +98,8 @@ class Issuer(Door):
                 grant.issued_at, grant.expires_at = now, expires
                 turn.session.add(grant)
                 turn.move(
-                    Action.ISSUE if intent.replaces is None else Action.REISSUE,
+                    # Not by ``replaces``: the one before may have ended in a "show again" that came to nothing.
+                    Action.ISSUE if allowed_roles(turn.state, Action.ISSUE) else Action.REISSUE,
                     data=_told(grant, lease=grant.lease_id, identity=grant.identity, expires_at=expires),
                     expires_at=expires,
                     lapse_at=None,

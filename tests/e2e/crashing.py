@@ -11,7 +11,8 @@ Rules
 -----
 * The child runs what ``breakglass serve`` runs. Nothing of the product is changed; the points lie where the process
   touches the world, in the libraries that it does so with: a commit, a call to Vault, a call to Slack, an answer to
-  Slack's socket; each ``before`` and ``after``. "After" is when the effect is there and nobody has been told.
+  Slack's socket; each ``before`` and ``after``. "After" is when the effect is there and nobody has been told. A call
+  has a point ``during`` it, too: it was sent, and whoever gets it finds that nobody waits for the answer.
 * The parent has imported everything and does nothing else, so that a child is up in a moment, and a fork is safe.
 * A child outlives neither its parent nor the test: the pipe that brings its orders is closed with them.
 * What is said is written at once and never buffered: a child that is killed has said all that it passed.
@@ -29,6 +30,7 @@ import sys
 import threading
 from collections import Counter
 from functools import partial
+from http.client import HTTPConnection, HTTPResponse
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -77,6 +79,7 @@ class Points:
         self._is_armed = False
         self._kill: tuple[str, str, str, int] | None = None
         self._passed: Counter[tuple[str, str, str]] = Counter()
+        self._under_way = threading.local()
 
     def arm(self, kill: dict[str, Any] | None) -> None:
         """Count from here."""
@@ -102,11 +105,20 @@ class Points:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             named = name(*args, **kwargs)
             self.passed(kind, named, "before")
-            answer = do(*args, **kwargs)
+            self._under_way.call = (kind, named)
+            try:
+                answer = do(*args, **kwargs)
+            finally:
+                self._under_way.call = None
             self.passed(kind, named, "after")
             return answer
 
         return wrapped
+
+    def sent(self) -> None:
+        """Pass the point in the middle of this thread's call."""
+        if call := getattr(self._under_way, "call", None):
+            self.passed(*call, "during")
 
 
 # --- how points are named ---------------------------------------------------------------------------------------------
@@ -206,6 +218,13 @@ def set_points(points: Points) -> None:
         (BaseSocketModeClient, "send_socket_mode_response", "slack", _name_acknowledgement),
     ):
         setattr(owner, method, points.around(kind, name, getattr(owner, method)))
+    getresponse = HTTPConnection.getresponse
+
+    def wait_for_answer(connection: HTTPConnection) -> HTTPResponse:
+        points.sent()
+        return getresponse(connection)
+
+    HTTPConnection.getresponse = wait_for_answer  # type: ignore[method-assign]
     commits = _Commits(points)
     event.listen(Session, "before_flush", _note_rows)
     event.listen(Session, "do_orm_execute", _note_statement)
