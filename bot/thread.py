@@ -41,7 +41,6 @@ from bot.cursors import (
     Stuck,
     Unit,
     dropping_untried,
-    new_holder,
     seconds_behind,
     setting,
     stuck,
@@ -50,6 +49,7 @@ from bot.cursors import (
 from bot.lanes import Limits, Turns, back_off
 from storage.audit import read_entries
 from storage.database import DatabaseDown
+from storage.holder import new_holder
 from storage.models import Post, Request
 from workflows import policy as rules
 from workflows.errors import Unavailable

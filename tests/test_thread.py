@@ -25,13 +25,14 @@ from sqlmodel import select
 from bot import thread as thread_module
 from bot import views
 from bot.calls import payload_of
-from bot.cursors import GONE, Part, Unit, is_dead, new_holder
+from bot.cursors import GONE, Part, Unit
 from bot.directory import SlackDirectory
 from bot.sandbox.driver import Driver
 from bot.sandbox.server import Sandbox
 from bot.sandbox.workspace import BOT_USER, Channel, Group, Person, WorkspaceSeed
 from bot.thread import ThreadFollower
 from storage.audit import Actor, read_entries
+from storage.holder import is_dead, new_holder
 from storage.models import Feed, Outcome, Post
 from workflows import policy as rules
 from workflows.desk import Ask, Desk, Findings
@@ -796,7 +797,7 @@ def test_what_a_living_follower_holds_is_left_to_it_until_it_runs_out(world: _Wo
 
 def test_a_holder_whose_process_is_gone_is_dead(tmp_path: Path) -> None:
     """Only a process that is certainly gone is dead: not this one, nor one of elsewhere, nor a name we cannot read."""
-    code = "from bot.cursors import new_holder; print(new_holder(), flush=True); input()"
+    code = "from storage.holder import new_holder; print(new_holder(), flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
