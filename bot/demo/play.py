@@ -103,7 +103,7 @@ def _live(demo: Demo, story: Story) -> None:
     for who, person in (("Olga", olga), ("Rita", rita)):
         person.click(card, views.APPROVE)
         said = _wait(person.ephemerals, f"an answer to {who}'s click")[-1]["text"]
-        story.tell(who, f"clicks Approve and is told: {said}")
+        story.tell(who, f"clicks Approve and is told: {_with_names(people, said)}")
     story.claim("the card still waits for a custodian", rita.has(_fresh(rita, card), views.APPROVE))
     story.claim("no emergency login exists at PostgreSQL", _logins(demo) == 0)
 
@@ -174,6 +174,13 @@ def _live(demo: Demo, story: Story) -> None:
     posts = _thread(rita, card)
     covered = [seq for post in posts for seq in _entries_of(people, post)]
     story.claim("the thread has every step of the log, in order, once", covered == sorted(set(covered)) and covered)
+
+
+def _with_names(people: Driver, text: str) -> str:
+    """Return what a person reads where the message has ids."""
+    for person in people.workspace()["people"]:
+        text = text.replace(f"<@{person['id']}>", person["real_name"])
+    return text
 
 
 def _wait(look: Callable[[], Any], what: str) -> Any:  # noqa: ANN401 - whatever was looked for

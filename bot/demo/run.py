@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -198,14 +199,17 @@ def run(*, play: bool, port: int | None) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    chosen = _port(port, play=play)  # before anything is said or started: a taken port is an error
     with tempfile.TemporaryDirectory(prefix="breakglass-demo-") as folder:
         print("Starting OpenBao, PostgreSQL, a local Slack workspace and the bot …", flush=True)
-        with Demo(Path(folder), port=_port(port, play=play)) as demo:
+        with Demo(Path(folder), port=chosen) as demo:
             if play:
                 from bot.demo.play import play as live  # noqa: PLC0415 - only the player needs its client
 
                 return live(demo)
-            print(_WELCOME.format(url=demo.url), flush=True)
+            elsewhere = "" if port is not None or chosen else _ELSEWHERE
+            psql = "" if shutil.which("psql") else _PSQL.format(bin=demo.pg.bin)
+            print(_WELCOME.format(url=demo.url, elsewhere=elsewhere, psql=psql), flush=True)
             ended.wait()
             print("Stopping.", flush=True)
     return 0
@@ -223,14 +227,18 @@ def _port(asked: int | None, *, play: bool) -> int:
 
 
 _WELCOME: Final = """
-  Open {url} in a browser. This is a local sandbox: nothing leaves this machine.
+  Open {url} in a browser. This is a local sandbox: nothing leaves this machine.{elsewhere}
 
   1. You are Rita, on call at three in the morning. In #incidents type   /breakglass
      (or, quicker:   /breakglass orders-db read 15m checkout is down )
   2. “Act as” Carl Costa, a custodian: open the direct message from breakglass, press Approve.
-  3. As Rita again: press Reveal, paste the psql line into a terminal, run   select count(*) from orders;
+  3. As Rita again: press Reveal, paste the psql line into a terminal, run   select count(*) from orders;{psql}
   4. Press Done, and try the psql line once more.
   5. As Sam Okoro, security: file the review. As Ada Auden, audit:   /breakglass export BG-…
 
   Ctrl-C stops everything.
 """
+_ELSEWHERE: Final = f"""
+  (Port {PORT}, the usual one, is taken: another demo may be running.)"""
+_PSQL: Final = """
+     This machine has no psql of its own; in that terminal type first   PATH={bin}:$PATH"""
