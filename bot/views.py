@@ -436,14 +436,12 @@ def own(case: Case, policy: Policy, *, now: datetime) -> Message:
     lines = [f"Your request for *{what(case, policy)}* for {say_duration(_granted(case))}."]
     if _is_open_to(case, Action.APPROVE):
         were = "was" if len(row.custodians) == 1 else "were"
-        lines.append(
-            f"{people(row.custodians)} {were} asked; {needed(case, policy)} must approve. "
-            f"So far {_tally(case, policy)}."
-        )
+        lines.append(f"{people(row.custodians)} {were} asked; {needed(case, policy)} must approve.")
         lines.append("When they have, you get a message here with a button that opens the credential.")
-    elif _is_open_to(case, Action.REVEAL):
-        lines.append(f"Approved by {people(_approvers(case))}. The message with the button is below.")
-    lines += [part for part in (_ending(case), clock_words(case, policy)) if part]
+    if row.granted_seconds is None:
+        lines += [part for part in (_ending(case), clock_words(case, policy)) if part]
+    else:  # the handover says the rest, and nobody should read it twice
+        lines.append(f"Approved by {people(_approvers(case))}. The message below says what happens now.")
     blocks = [header(_headline(case)), section("\n".join(lines))]
     if denial := next((d for d in case.decisions if d.answer == Answer.DENY and d.reason), None):
         blocks.append(rich([label("Why it was denied"), typed(denial.reason or "")]))
