@@ -14,8 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,6 +27,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from storage.checkpoint import Algorithm, VerifierKey
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MAX_FILE: Final = 10_000  # bytes; a key has some hundreds
 
