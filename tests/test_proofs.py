@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from datetime import UTC, datetime
 
 import pytest
@@ -143,7 +142,7 @@ def test_a_proof_in_a_long_log_reads_few_rows(tmp_path, sqlite_template):
             asked.append(len(parameters))
 
         event.listen(session.connection(), "before_cursor_execute", count)
-        for index in random.Random(7).sample(range(size), 50):
+        for index in range(0, size, 997):
             asked.clear()
             assert proofs.inclusion(session, index, size) == tree.inclusion(index)
             assert len(asked) == 1
