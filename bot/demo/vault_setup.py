@@ -7,6 +7,8 @@ Rules
 -----
 * The bot never reads a credential itself. It makes a child token per grant through a token role whose only policy reads
   one path, and it may look up, list and revoke exactly the leases of its levels.
+* The key that signs the log's heads is made in Vault and never leaves it. The bot may sign with it and see its public
+  half; a new version of it is an administrator's to make.
 * The manager that Vault uses at PostgreSQL is not a superuser: it creates and drops logins, ends their sessions, and
   lends the rights of the levels' group roles.
 * A login is taken back in an order that holds against a client that keeps reconnecting (see ``REVOCATION``).
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from workflows.engines import LevelSettings
 
 APPROLE: Final = "breakglass-bot"
+LOG_MOUNT: Final = "transit"
+LOG_KEY: Final = "breakglass-log"
 ORDERS_SQL: Final = Path(__file__).with_name("orders.sql")
 
 # The child token is named after its request (Vault puts "token-" before it), and so is the login: whoever looks at the
@@ -51,15 +55,20 @@ CREATION: Final = (
 # habit of Vault's plugin and held by a test. Only when no new session can start are the open ones ended, twice: at
 # once, then waiting for each. What the login owns goes to the manager, since a plain DROP fails on a temporary table.
 # At the end, sessions of logins that no longer exist (a race at the first step) are swept.
+# The login may be gone already: dropped by hand in the night, or lost with a fail-over or a restore. Nothing may fail
+# then, or the lease could never end, and the request would stay "being taken back" for good. Vault does not split a
+# statement at its semicolons when it has the word END.
+_IF_THERE: Final = "DO $$ BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname='{{name}}') THEN %s; END IF; END $$"
 REVOCATION: Final = (
-    'ALTER ROLE "{{name}}" NOLOGIN',
+    _IF_THERE % 'ALTER ROLE "{{name}}" NOLOGIN',
     "COMMIT",
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'",
     "SELECT pg_terminate_backend(pid,5000) FROM pg_stat_activity WHERE usename='{{name}}'",
-    'GRANT "{{name}}" TO "{manager}"',
-    'REASSIGN OWNED BY "{{name}}" TO "{manager}"',
-    'DROP OWNED BY "{{name}}"',
-    'DROP ROLE IF EXISTS "{{name}}"',
+    _IF_THERE
+    % (
+        'GRANT "{{name}}" TO "{manager}"; REASSIGN OWNED BY "{{name}}" TO "{manager}"; '
+        'DROP OWNED BY "{{name}}"; DROP ROLE "{{name}}"'
+    ),
     (
         "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid=a.usesysid "
         "WHERE a.usesysid IS NOT NULL AND a.usesysid<>0 AND r.oid IS NULL"
@@ -204,7 +213,11 @@ def set_up(address: str, root_token: str, target: Target, levels: Iterable[Level
                 "token_explicit_max_ttl": seconds,
             },
         )
-    # 3. The bot itself.
+    # 3. The key that signs the log. Transit keys are not exportable unless they are made so.
+    if f"{LOG_MOUNT}/" not in mounted:
+        ask("POST", f"sys/mounts/{LOG_MOUNT}", {"type": "transit"})
+    ask("POST", f"{LOG_MOUNT}/keys/{LOG_KEY}", {"type": "ed25519"})  # one that is there is left as it is
+    # 4. The bot itself.
     ask("PUT", f"sys/policies/acl/{APPROLE}", {"policy": bot_policy([level.settings for level in levels])})
     if "approle/" not in ask("GET", "sys/auth")["data"]:
         ask("POST", "sys/auth/approle", {"type": "approle"})
@@ -258,6 +271,9 @@ def bot_policy(levels: Sequence[LevelSettings]) -> str:
     globs = ", ".join(f'"{prefix}/*"' for prefix in prefixes)
     # Without the globs it could revoke anybody's lease.
     blocks.append(_allow("sys/leases/revoke", "update", only=f'"lease_id" = [{globs}], "sync" = [true, false]'))
+    blocks.append("# The log's heads: sign them, and see what with.")
+    blocks.append(_allow(f"{LOG_MOUNT}/sign/{LOG_KEY}", "update", only='"input" = [], "key_version" = []'))
+    blocks.append(_allow(f"{LOG_MOUNT}/keys/{LOG_KEY}", "read"))
     blocks.append("# Leases that Vault has given up on.")
     blocks.append(_allow("sys/leases", "read", "list", "sudo"))
     return "\n".join(blocks) + "\n"

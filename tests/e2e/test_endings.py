@@ -191,10 +191,14 @@ def assert_gone_and_said_only_afterwards(watch: Watch) -> None:
         assert GONE not in json.dumps(decided)
 
 
+def _user(use: Use) -> str:
+    words = play._conninfo(use.line).split()
+    return next(word.removeprefix("user=") for word in words if word.startswith("user="))
+
+
 def _roles_of(use: Use) -> int:
-    user = next(word.removeprefix("user=") for word in play._conninfo(use.line).split() if word.startswith("user="))
     with psycopg.connect(use.demo.pg.dsn) as server:
-        row = server.execute("SELECT count(*) FROM pg_roles WHERE rolname = %s", [user]).fetchone()
+        row = server.execute("SELECT count(*) FROM pg_roles WHERE rolname = %s", [_user(use)]).fetchone()
     return int(row[0]) if row else -1
 
 
@@ -301,3 +305,13 @@ def test_while_the_target_is_down_nobody_is_told_that_it_ended(demo: Demo) -> No
     assert play._cannot_log_in(use.line)
     assert _roles_of(use) == 0
     wait_for(lambda: use.card_says("Access has ended"), PATIENCE, what="the card to say so")
+
+
+def test_a_login_that_is_gone_already_does_not_hold_up_the_end(demo: Demo) -> None:
+    """A login dropped by hand, or lost with a fail-over of the target, leaves nothing to take back: the access ends."""
+    use = opened(demo)
+    with psycopg.connect(demo.pg.dsn, autocommit=True) as server:
+        server.execute(f'DROP ROLE "{_user(use)}"')
+    use.press("U0RITA", views.RELEASE, in_dm=True)
+    wait_for(lambda: use.says(GONE), PATIENCE, what="the end")
+    assert use.says("Not taken back yet") is None
