@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
+from storage.followers import file, postgresql
 from storage.followers.runner import CopyRunner, Lag, RequiredCopies, Stuck, lags
 from storage.followers.seam import Copy, CopyTrouble, Item, Kind, Notary, NotReadable, Place, SignedNote
 
@@ -33,7 +34,7 @@ __all__ = [
     "lags",
 ]
 
-FOLLOWERS: Final[Mapping[str, Kind]] = MappingProxyType({})
+FOLLOWERS: Final[Mapping[str, Kind]] = MappingProxyType({"file": file.KIND, "postgresql": postgresql.KIND})
 
 
 class CopyRules(Protocol):

@@ -253,6 +253,9 @@ class CopyRunner:
         if last == work.cursor and head is None:
             self._advance(name, work.cursor, None)  # a head that is not of this log is nothing to bring
             return False
+        damaged = next((item.seq for item in items if not item.is_whole()), None)
+        if damaged is not None:
+            raise CopyTrouble(f"Entry {damaged} of the log is damaged in the database, so that it is not copied.")
         seq = copy.deliver(items, None if head is None else head.note, now=self._now())
         if (items or copy.is_readable) and (seq < work.cursor or seq == work.cursor < last):
             raise CopyTrouble(f"It answers that it has entry {seq}; it was brought {work.cursor + 1} to {last}.")

@@ -116,9 +116,11 @@ class Kind:
     """One kind of place: which settings it takes (name → whether it must be given), and how it is built.
 
     ``build`` may raise :class:`CopyTrouble` for what is wrong with the settings or the environment, but does not
-    connect: whether the place is up shows at the first delivery.
+    connect: whether the place is up shows at the first delivery. ``setup`` gives what somebody has to run at the place
+    before the copy can be begun, where there is such a thing.
     """
 
     keys: Mapping[str, bool]
     build: Callable[[Place], Copy | Notary]
     is_notary: bool = False
+    setup: Callable[[Place], str] | None = None
