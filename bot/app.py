@@ -86,7 +86,7 @@ class Courtesy:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Count somebody who waits for an acknowledgement."""
+        """Count somebody who waits: for an acknowledgement, or before a window that is being filled."""
         with self._changed:
             self._waiting += 1
         try:
@@ -227,7 +227,11 @@ def build(
     app = App(client=client, listener_executor=ThreadPoolExecutor(_LISTENERS, thread_name_prefix="listener"))
     directory.register(app)
     listeners.register(
-        app, desk, now=now, export=lambda actor, request_id: _export(desk, client, actor, request_id, now())
+        app,
+        desk,
+        now=now,
+        export=lambda actor, request_id: _export(desk, client, actor, request_id, now()),
+        first=courtesy.serving,
     )
     return Bot(settings, desk, app, follower, courtesy=courtesy, now=now)
 

@@ -18,8 +18,10 @@ from __future__ import annotations
 import difflib
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from bot import modals, views
@@ -34,6 +36,7 @@ from workflows.lifecycle import Action
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime, timedelta
 
     from slack_bolt import Ack, App, Respond
@@ -56,13 +59,14 @@ def register(
     now: Callable[[], datetime],
     export: Export | None = None,
     pause: Callable[[float], None] = time.sleep,
+    first: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Let the app listen to everything that people do, and answer every error.
 
     ``export`` sends an allowed asker one request's log; it raises a BreakGlassError when it cannot. ``pause`` waits
-    between tries (seconds).
+    between tries (seconds). ``first`` is entered while somebody looks at an empty window: other work may wait.
     """
-    front = _Front(desk, now, export, pause)
+    front = _Front(desk, now, export, pause, first)
     app.command(views.COMMAND)(front.command)
     for action_id, clicked in (
         (views.ASK, front.ask),
@@ -188,6 +192,7 @@ class _Front:
     now: Callable[[], datetime]
     export: Export | None
     pause: Callable[[float], None]
+    first: Callable[[], AbstractContextManager[None]]
 
     # The command.
 
@@ -367,9 +372,9 @@ class _Front:
         click = _click(body)
         ack()
         lost = f"The window was closed before the credential of {click.request_id} was shown. Press Show again."
-        with filling(
-            client, body["trigger_id"], modals.revealing(click.request_id), closed=lambda: tell(body, client, lost)
-        ) as view_id:
+        told = partial(tell, body, client, lost)
+        window = filling(client, body["trigger_id"], modals.revealing(click.request_id), closed=told)
+        with self.first(), window as view_id:
             intent = self.desk.reveal(click.actor, click.request_id, click.version, now=self.now())
             # Read before the issue: a database that fails after it must not lose what was just made.
             case = self.desk.case(click.request_id)
