@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from workflows.errors import Invalid, NotAllowed
 from workflows.lifecycle import Role
+from workflows.log_rules import CopyRules, LogRules, SignerRules
 from workflows.policy_file import (
     LONGEST,
     NAME,
@@ -51,13 +52,16 @@ __all__ = [
     "LONGEST",
     "SHORTEST",
     "Account",
+    "CopyRules",
     "Directory",
     "Level",
+    "LogRules",
     "Person",
     "Policy",
     "PolicyInvalid",
     "Problem",
     "Roster",
+    "SignerRules",
     "Threshold",
     "Unmet",
     "Verdict",

@@ -7,7 +7,8 @@ Rules
 * Nodes are read, not values: what YAML would guess (``yes``, ``1:30``, ``0x10``), anchors, aliases, tags and a second
   document refuse, so that the file means what it shows.
 * What becomes part of a Slack message is held to a form that cannot break out of it; the settings of an engine are
-  checked by ``LevelSettings``, and its findings are reported with their lines.
+  checked by ``LevelSettings``, and its findings are reported with their lines. The section ``log`` is read by
+  ``log_rules.py``.
 
 Pure but :func:`load`, which reads a file. The judging is in ``policy.py``, from where everything here is imported.
 """
@@ -25,12 +26,15 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import yaml
 
+from workflows import log_rules
 from workflows.engines import ENGINES, LevelSettings
 from workflows.errors import BreakGlassError, Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
+
+    from workflows.log_rules import LogRules
 
 MAX_BYTES: Final = 256 * 1024  # a policy for hundreds of accounts; more is a mistake or an attack on the parser
 MAX_DEPTH: Final = 12  # the format needs 6; the composer recurses, and a file of brackets would end the process
@@ -126,6 +130,7 @@ class Policy:
     accounts: Mapping[str, Account]
     text: str = field(repr=False)
     hash: str
+    log: LogRules | None = None  # None: it is neither signed nor copied
 
     def everyone(self) -> tuple[str, ...]:
         """Return every user id and group that the policy names, each once, in the order of the file."""
@@ -197,6 +202,7 @@ def parse(text: str, *, name: str, engines: Collection[str] | None = None) -> Po
 _SETTINGS: Final = ("engine", "mount", "role", "token_role", "host", "port", "database")  # of a level
 _STR: Final = "tag:yaml.org,2002:str"
 _INT: Final = "tag:yaml.org,2002:int"
+_BOOL: Final = "tag:yaml.org,2002:bool"
 _NULL: Final = "tag:yaml.org,2002:null"
 
 
@@ -380,6 +386,24 @@ class _Reader:
                 )
         return tuple(found)
 
+    def word(self, at: _At) -> str:
+        """Read a setting: one line of text, or a whole number in plain digits."""
+        node = at.node
+        if isinstance(node, yaml.ScalarNode) and node.tag == _INT and re.fullmatch("0|[1-9][0-9]{0,17}", node.value):
+            return str(node.value)
+        words = self._scalar(at)
+        if len(words) > 500 or any(unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} for c in words):
+            self.fail(at, "This must be one line of at most 500 characters.")
+            return ""
+        return words
+
+    def flag(self, at: _At) -> bool:
+        """Read true or false, in these words (YAML would also take yes and on)."""
+        if isinstance(at.node, yaml.ScalarNode) and at.node.tag == _BOOL and at.node.value in {"true", "false"}:
+            return bool(at.node.value == "true")
+        self.fail(at, "This must be true or false.")
+        return False
+
     def _scalar(self, at: _At) -> str:
         node = at.node
         if not isinstance(node, yaml.ScalarNode) or (node.tag not in {_STR, _NULL}):
@@ -398,7 +422,8 @@ class _Reader:
         if node is None:
             return None
         lists = ("leadership", "security", "reviewers", "auditors")
-        top = self.mapping(_At(node, 1, ""), ("version", "incident_channel", *lists, "review_within", "accounts"))
+        keys = ("version", "incident_channel", *lists, "review_within", "accounts")
+        top = self.mapping(_At(node, 1, ""), keys, ("log",))
         if "version" in top:
             self.number(top["version"], 1, 1)
         accounts = {}
@@ -418,6 +443,7 @@ class _Reader:
             accounts=MappingProxyType(accounts),
             text=self.text,
             hash=hashlib.sha256(self.text.encode(errors="replace")).hexdigest(),
+            log=log_rules.read(self, top["log"]) if "log" in top else None,
         )
 
     def account(self, name: str, at: _At) -> Account:

@@ -17,6 +17,9 @@ Rules
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -37,6 +40,8 @@ LOOK_AT_LEAST_EVERY: Final = timedelta(minutes=5)  # how often the bot's own tok
 
 # A response-wrapping token stands in the LIST of its role among the leases: "h" and 64 hexadecimal digits.
 _WRAPPING_KEY_LENGTH: Final = 65
+
+_SIGNATURE: Final = re.compile(r"vault:v([1-9][0-9]{0,8}):([A-Za-z0-9+/=]+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +266,43 @@ class Vault:
             return frozenset()
         return frozenset(str(one["lease_id"]) for one in found if isinstance(one, dict) and one.get("lease_id"))
 
+    # --------------------------------------------------------------------------------------------- the log's signature
+
+    def sign(self, mount: str, key: str, data: bytes, *, version: int) -> bytes:
+        """Have ``data`` signed with one version of an Ed25519 key of the transit engine; returns the 64 bytes.
+
+        The key never leaves Vault. The version is named, since a rotation in Vault would otherwise change the signer
+        without the log's knowing. Raises Unavailable, VaultRefused.
+        """
+        answer = self._own(
+            "post", f"{mount}/sign/{key}", {"input": base64.b64encode(data).decode(), "key_version": version}
+        )
+        self._must(answer, f"sign with the key {key!r}")
+        found = _SIGNATURE.fullmatch(str(answer.data.get("signature")))
+        signature = _decode(found[2]) if found and int(found[1]) == version else b""
+        if len(signature) != 64:
+            raise Unavailable(f"Vault's answer to signing with {key!r} has no Ed25519 signature of that version in it.")
+        return signature
+
+    def public_keys(self, mount: str, key: str) -> dict[int, bytes]:
+        """Return the public halves (32 bytes) of an Ed25519 key of the transit engine by version, the oldest first.
+
+        Raises Unavailable, VaultRefused (also when the key is of another type).
+        """
+        answer = self._own("get", f"{mount}/keys/{key}")
+        self._must(answer, f"read the public half of the key {key!r}")
+        if answer.data.get("type") != "ed25519":
+            raise VaultRefused(f"The key {key!r} in Vault is not of type ed25519: make one of that type.")
+        listed = answer.data.get("keys")
+        found = {
+            int(version): _decode(str(facts.get("public_key")))
+            for version, facts in (listed.items() if isinstance(listed, dict) else ())
+            if str(version).isdigit() and isinstance(facts, dict)
+        }
+        if not found or any(len(public) != 32 for public in found.values()):
+            raise Unavailable(f"Vault's answer about the key {key!r} has no public key in it.")
+        return dict(sorted(found.items()))
+
     # ------------------------------------------------------------------------------------------------------ checks
 
     def health(self) -> Health:
@@ -457,6 +499,14 @@ def _is_unknown_accessor(answer: _Answer) -> bool:
 
 def _is_wrapping(key: str) -> bool:
     return len(key) == _WRAPPING_KEY_LENGTH and key.startswith("h")
+
+
+def _decode(text: str) -> bytes:
+    """Read base64; what is none is no bytes, which nobody takes for a key or a signature."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def _time(text: object) -> datetime | None:
