@@ -334,7 +334,7 @@ def review_form(case: Case, policy: Policy, about: str) -> View:
     """Return the review form: what was said before, then the questions."""
     row = case.request
     asked = [
-        section(f"{mention(row.requester)} · *{views.what(case, policy)}*\nApproved by {people(case.approvers)}."),
+        section("\n".join(line for line in views.used(case, policy) if line)),
         rich(
             [
                 label("Why"),

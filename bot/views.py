@@ -99,6 +99,7 @@ FOLLOW_UPS: Final = tuple(  # (what, owner, due) of each follow-up
 
 # An entry gives at most two blocks, so that this many fit into one post of 50 blocks whatever they say.
 MOST_IN_POST: Final = 24
+_MOST_LOGINS: Final = 5  # named to a reviewer; each "show again" makes one
 
 _SIGNS: Final[Mapping[State, tuple[str, str]]] = MappingProxyType(
     {
@@ -478,18 +479,26 @@ def warning(case: Case, policy: Policy, *, now: datetime) -> Message:
     return Message(f"{row.id}: {state_words(case.state)}.", [section("\n".join(part for part in lines if part))])
 
 
+def used(case: Case, policy: Policy) -> list[str]:
+    """Return, as lines of ``mrkdwn``, what is to be reviewed: who used what, when, and as whom at the target."""
+    issued = [g.issued_at for g in case.grants if g.issued_at is not None]
+    over = [g.ended_at for g in case.grants if g.ended_at is not None]
+    who, name = mention(case.request.requester), what(case, policy)
+    by = f"Approved by {people(_approvers(case))}."
+    if not issued:
+        return [f"{who} was granted *{name}*, but never opened it.", by, _ending(case)]
+    until = f" to {when(max(over))}" if over else ""
+    # Under these names the target's own log has what was done.
+    logins = [f"`{escape(g.identity, 80)}`" for g in case.grants if g.identity]
+    more = f" and {len(logins) - _MOST_LOGINS} more" if len(logins) > _MOST_LOGINS else ""
+    names = f", as {', '.join(logins[:_MOST_LOGINS])}{more}" if logins else ""
+    return [f"{who} used *{name}*. {by}", f"Open from {when(min(issued))}{until}{names}.", _ending(case)]
+
+
 def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
     """Return a reviewer's direct message: what was asked and done, and the form; once filed, what it says."""
     row = case.request
-    used = [g.issued_at for g in case.grants if g.issued_at is not None]
-    over = [g.ended_at for g in case.grants if g.ended_at is not None]
-    lines = [f"{mention(row.requester)} used *{what(case, policy)}*."]
-    if used:
-        until = f" to {when(max(over))}" if over else ""
-        lines.append(f"Open from {when(min(used))}{until}.")
-    else:
-        lines = [f"{mention(row.requester)} was granted *{what(case, policy)}*, but never opened it."]
-    lines += [part for part in (_ending(case),) if part]
+    lines = used(case, policy)
     if case.review is not None or not _is_open_to(case, Action.REVIEW):
         text = f"{row.id}: the review is filed." if case.review else f"{row.id}: there is nothing to review."
     else:
@@ -502,9 +511,8 @@ def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
         text,
         [
             header(f"{'✅' if case.review else '📝'} {row.id} · {'Reviewed' if case.review else 'Review'}"),
-            section("\n".join(lines)),
+            section("\n".join(line for line in lines if line)),
             _why(case, policy),
-            section(_votes(case, policy)),
             *_review(case),
             *actions(BUTTONS, reviewing(case)),
         ],
