@@ -169,7 +169,9 @@ class HeadKeeper:
         self._signer: Signer | None = None
         self._failures = 0
         self._retry_at: datetime | None = None
-        self._alarm: str | None = None
+        self._is_alarmed = False  # an entry says that nothing is signed, until something is
+        self._keys: tuple[VerifierKey, ...] = ()  # of the keyring, when it was last asked
+        self._note_seen = b""  # the newest stored note whose signatures were checked
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -220,6 +222,7 @@ class HeadKeeper:
             with self._turn:
                 stored = self._sign_newest(now)
             self.trouble, self._failures, self._retry_at = None, 0, None
+            self._is_alarmed = False
         except SignerDown as down:
             self._wait(str(down), now)
             return None
@@ -252,16 +255,17 @@ class HeadKeeper:
         self._retry_at = now + min(_LONGEST_WAIT, timedelta(seconds=2 ** min(self._failures - 1, 8)))
 
     def _raise_alarm(self, sentence: str, now: datetime) -> None:
-        """Say it once, loudly, and once in the log itself: whoever follows that hears it."""
+        """Say it loudly, and once in the log itself: whoever follows that hears it."""
+        if self.trouble != sentence:
+            log.error("ALARM: the log is not signed any more. %s", sentence)
         self.trouble = sentence
         self._retry_at = now + _LONGEST_WAIT
-        if self._alarm == sentence:
+        if self._is_alarmed:
             return
-        log.error("ALARM: the log is not signed any more. %s", sentence)
         try:
             with self._database.write() as session:
                 audit.append(session, event=ALARM, at=now, actor=SYSTEM, data={"sentence": sentence})
-            self._alarm = sentence
+            self._is_alarmed = True
         except (DatabaseDown, Clash, ValueError):
             log.exception("The alarm could not be made an entry; it is tried again.")
 
@@ -288,8 +292,13 @@ class HeadKeeper:
         return self._store(checkpoint, self._note(checkpoint, signer), Reason.ENTRY, now)
 
     def _is_checked(self, newest: SignedHead, head: Head) -> bool:
-        """Whether this very head was recomputed by this process already."""
-        return self._seen is not None and newest.root == head.root and self._seen.head == head
+        """Whether this process has recomputed this very head already, and checked its note."""
+        return (
+            self._seen is not None
+            and newest.root == head.root
+            and newest.note == self._note_seen
+            and self._seen.head == head
+        )
 
     def _recompute(self, session: Session, newest: SignedHead | None) -> _Seen:
         """Go from what was seen or signed last to the end of the log, entry by entry. Raises :class:`Rewritten`."""
@@ -319,24 +328,25 @@ class HeadKeeper:
     def _signer_in_force(self, session: Session, newest: SignedHead | None) -> Signer:
         """Return the one key that may sign now. Raises :class:`SignerDown`, :class:`Rewritten`."""
         key = key_in_force(session)
-        if self._signer is not None and (key is None or self._signer.key == key):
-            return self._signer
-        signers = self._keyring.signers()
-        if key is not None:
-            found = next((signer for signer in signers if signer.key == key), None)
-        elif newest is not None:
-            found = _signer_of(parse(newest.note), signers)
-        else:
-            found = signers[-1]
-        if found is None:
-            raise SignerDown(
-                "The log's heads are signed with a key that the signer in the policy does not have: name the signer "
-                "that has it, or change over with “breakglass log rotate”."
-            )
-        if newest is not None:
-            _check_note(newest, [signer.key for signer in signers], self._origin)
-        self._signer = found
-        return found
+        if self._signer is None or (key is not None and self._signer.key != key):
+            signers = self._keyring.signers()
+            self._keys = tuple(signer.key for signer in signers)
+            if key is not None:
+                found = next((signer for signer in signers if signer.key == key), None)
+            elif newest is not None:
+                found = _signer_of(_parse_row(newest, self._origin), signers)
+            else:
+                found = signers[-1]
+            if found is None:
+                raise SignerDown(
+                    "The log's heads are signed with a key that the signer in the policy does not have: name the "
+                    "signer that has it, or change over with “breakglass log rotate”."
+                )
+            self._signer = found
+        if newest is not None and newest.note != self._note_seen:
+            _check_note(newest, self._keys, self._origin)
+            self._note_seen = newest.note
+        return self._signer
 
     def _note(self, checkpoint: Checkpoint, *signers: Signer) -> bytes:
         try:
@@ -358,7 +368,7 @@ class HeadKeeper:
                 return None  # rotated in between: the old key says nothing any more
             stored = _row(checkpoint, note, reason, now)
             session.add(stored)
-        self._signed_size = checkpoint.size
+        self._signed_size, self._note_seen = checkpoint.size, note
         return stored
 
     # Rotation.
@@ -391,7 +401,8 @@ class HeadKeeper:
                 note = self._note(checkpoint, *([old] if old else []), new)
                 session.add(_row(checkpoint, note, Reason.ROTATION, now))
             self._seen = grown
-            self._signed_size, self._signer = grown.size, new
+            self._signed_size, self._note_seen, self._signer = grown.size, note, new
+            self._keys = (*self._keys, new.key)
             self._keyring.settle(new.key)
         self._tell()
         return old_key, new.key
@@ -435,7 +446,7 @@ def _parse_row(newest: SignedHead, origin: str) -> SignedNote:
     return signed
 
 
-def _check_note(newest: SignedHead, keys: list[VerifierKey], origin: str) -> None:
+def _check_note(newest: SignedHead, keys: tuple[VerifierKey, ...], origin: str) -> None:
     """Check the newest stored head's signatures as far as their keys are there."""
     try:
         verify(_parse_row(newest, origin), keys)
