@@ -9,7 +9,6 @@ real process, ``crashing.py``), started again, and people go on with what Slack 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -245,6 +244,11 @@ class World:
         with self.database.read() as session:
             return case_of(session, request_id)
 
+    def requests(self) -> frozenset[str]:
+        """Return the ids of all requests."""
+        with self.database.read() as session:
+            return frozenset(session.exec(select(Request.id)))
+
     def is_settled(self, request_id: str) -> bool:
         """Whether Slack shows everything, no claim is held, and no credential is in the making."""
         with self.database.read() as session:
@@ -280,7 +284,7 @@ class World:
         seen = Leases()
 
         def watch() -> None:
-            while not seen.ended.wait(0.02):
+            while not seen.ended.wait(0.03):
                 seen.most = max(seen.most, len(self.leases()))
                 seen.looks += 1
 
@@ -295,13 +299,14 @@ class World:
     def message(self, who: Any, request_id: str, action_id: str) -> Mapping[str, Any]:
         """Return the direct message about the request in which this person sees this button."""
         about = f'"{request_id} '
-        return next(m for m in reversed(who.dm()) if who.has(m, action_id) and about in json.dumps(m["blocks"]))
+        messages = who.messages(self.room(who.user))
+        return next(m for m in reversed(messages) if who.has(m, action_id) and about in json.dumps(m["blocks"]))
 
     # ------------------------------------------------------------------------------------ what people do
 
     def ask(self) -> str:
         """Rita asks; returns the request's id when everybody was told."""
-        known = {m["ts"] for m in self.rita.messages(CHANNEL)}
+        known = self.requests()
         self.rita.command("/breakglass orders-db read 15m checkout is down", CHANNEL)
         form = self.rita.fill(self.rita.wait_for_view(views.OPEN_FORM, LONG))
         form.submit(
@@ -313,10 +318,7 @@ class World:
             }
         )
         self.close_windows()
-        fresh = wait_for(
-            lambda: [m for m in self.rita.messages(CHANNEL) if m["ts"] not in known], LONG, what="the card"
-        )
-        request_id = re.search(r"BG-[0-9A-Z]+", fresh[0]["text"])[0]
+        (request_id,) = wait_for(lambda: self.requests() - known, LONG, what="the request")
         self.settle(request_id)
         return request_id
 
@@ -498,8 +500,9 @@ class World:
             read, more = self.slack.conversations_replies, {"ts": thread_ts}
         found: list[dict[str, Any]] = []
         cursor = None
+        since = f"{self.case(request_id).request.opened_at.timestamp() - 1:.6f}"
         while True:
-            page = read(channel=channel, include_all_metadata=True, limit=200, cursor=cursor, **more)
+            page = read(channel=channel, oldest=since, include_all_metadata=True, limit=200, cursor=cursor, **more)
             found += [m for m in page["messages"] if payload_of(m, BOT_USER).get("request") == request_id]
             cursor = (page.get("response_metadata") or {}).get("next_cursor")
             if not cursor:
