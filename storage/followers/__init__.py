@@ -34,6 +34,8 @@ __all__ = [
     "lags",
 ]
 
+_TAKEN: Final = "thread"  # its cursors stand in the same table
+
 FOLLOWERS: Final[Mapping[str, Kind]] = MappingProxyType({"file": file.KIND, "postgresql": postgresql.KIND})
 
 
@@ -66,6 +68,8 @@ def build_copies(rules: LogRules, environment: Mapping[str, str]) -> dict[str, C
     built: dict[str, Copy | Notary] = {}
     problems: list[str] = []
     for name, copy in rules.copies.items():
+        if name == _TAKEN:
+            problems.append(f"A copy cannot be called {name}: the follower that writes Slack is.")
         try:
             built[name] = FOLLOWERS[copy.kind].build(Place(name, rules.origin, copy.settings, environment))
         except KeyError:

@@ -291,9 +291,11 @@ class PostgresqlCopy:
         if state in {"42P01", "3F000", "42501"}:  # undefined table or schema, no privilege
             return self._say_setup("lacks its tables, or the role may not use them")
         if state in {"53100", "53200"}:
-            return f"The standby of {self.name} has no room left (disk or memory)."
+            return f"The standby of {self.name} has no room left on its disk, or in its memory."
         if state in {"57014", "55P03"}:
             return f"The standby of {self.name} is too slow: it did not answer in time."
+        if state and state[:2] not in {"08", "28", "3D", "57"}:  # it is down, or lets nobody in
+            return f"The standby of {self.name} failed (SQLSTATE {state}): see the log of its server."
         words = str(error)
         if any(hint in words for hint in ("authentication failed", "no pg_hba.conf entry", "does not exist")):
             return f"The standby of {self.name} does not let the bot in: look at its URL, role and password."
