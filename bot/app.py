@@ -34,10 +34,12 @@ from bot.thread import ThreadFollower
 from storage.audit import Damaged
 from storage.database import Database, DatabaseDown
 from storage.export import export
+from storage.heads import HeadKeeper
 from workflows import policy as rules
 from workflows import sweep
 from workflows.desk import Desk
 from workflows.errors import BreakGlassError, Unavailable
+from workflows.signing import open_keyring
 from workflows.vault import Vault
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ class Listening(SocketModeHandler):
 
 
 class Bot:
-    """The running bot: Socket Mode, the follower that writes Slack, and the clock."""
+    """The running bot: Socket Mode, the follower that writes Slack, the signer of the log's heads, and the clock."""
 
     def __init__(
         self,
@@ -133,6 +135,7 @@ class Bot:
         desk: Desk,
         app: App,
         follower: ThreadFollower,
+        heads: HeadKeeper | None,
         *,
         courtesy: Courtesy,
         now: Callable[[], datetime],
@@ -140,6 +143,7 @@ class Bot:
         self.desk = desk
         self.app = app
         self.follower = follower
+        self.heads = heads
         self._now = now
         self._handler = Listening(app, settings, courtesy)
         self._clock = BackgroundScheduler(timezone=UTC)
@@ -149,8 +153,10 @@ class Bot:
         )
 
     def start(self) -> None:
-        """Start the clock and the follower, then listen. Returns when the socket is open."""
+        """Start the clock and the followers, then listen. Returns when the socket is open."""
         self.follower.start()
+        if self.heads is not None:
+            self.heads.start()
         self._clock.start()
         self._tick()
         self._handler.connect()  # type: ignore[no-untyped-call]
@@ -169,6 +175,8 @@ class Bot:
         self._handler.close()  # type: ignore[no-untyped-call]
         self._clock.shutdown(wait=True)
         self.follower.stop()
+        if self.heads is not None:
+            self.heads.stop()  # it signs what is left
         self.desk.database.close()
         log.info("stopped")
 
@@ -176,6 +184,8 @@ class Bot:
         try:
             sweep.tick(self.desk, now=self._now())
             self.follower.tick()
+            if self.heads is not None:
+                self.heads.tick()
         except Exception:
             log.exception("the tick failed; the next one is in a second")
 
@@ -223,6 +233,12 @@ def build(
         courtesy=courtesy.wait,
     )
     database.woken.append(follower.wake)
+    heads = None
+    if policy.log is not None:
+        heads = HeadKeeper(
+            database, policy.log.origin, open_keyring(policy.log, vault), heartbeat=policy.log.heartbeat, now=now
+        )
+        database.woken.append(heads.wake)
     # 5. What people do.
     app = App(client=client, listener_executor=ThreadPoolExecutor(_LISTENERS, thread_name_prefix="listener"))
     directory.register(app)
@@ -233,7 +249,7 @@ def build(
         export=lambda actor, request_id: _export(desk, client, actor, request_id, now()),
         first=courtesy.serving,
     )
-    return Bot(settings, desk, app, follower, courtesy=courtesy, now=now)
+    return Bot(settings, desk, app, follower, heads, courtesy=courtesy, now=now)
 
 
 def slack_client(settings: Settings) -> WebClient:

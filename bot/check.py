@@ -10,7 +10,7 @@ Rules
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from slack_sdk import WebClient
@@ -18,11 +18,16 @@ from slack_sdk.errors import SlackApiError
 
 from bot.app import SCOPES, slack_client, vault_client
 from bot.directory import SlackDirectory
-from storage import audit
+from storage import audit, heads
+from storage.checkpoint import verify
 from storage.database import Database, DatabaseDown
+from storage.heads import Rewritten
+from storage.signers import SignerDown
 from workflows import policy as rules
 from workflows.engines import ENGINES
 from workflows.errors import BreakGlassError
+from workflows.policy import say_duration
+from workflows.signing import open_keyring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from workflows.vault import Vault
 
 _TRY: Final = timedelta(seconds=10)
+_SIGNED_WITHIN: Final = timedelta(seconds=30)  # the bot signs at once; what is older waits for something
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +51,15 @@ class Finding:
 def check(settings: Settings) -> list[Finding]:
     """Ask everything. Raises nothing of its own: what fails is a finding."""
     found = list(_database(settings))
+    has_database = found[0].is_fine
     policy: Policy | None = None
     try:
         policy = rules.load(settings.policy_file)
         found.append(Finding(True, f"Policy: {settings.policy_file}, {len(policy.accounts)} accounts."))
     except BreakGlassError as error:
         found += [Finding(False, f"Policy: {line}") for line in error.sentence.splitlines()]
+    if policy is not None and has_database:
+        found += _heads(settings, policy)
     found += _slack(settings, policy)
     found += _vault(settings, policy)
     return found
@@ -69,6 +78,40 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding(True, f"Database: it answers, and its log of {head.size} entries is whole.")
     else:
         yield Finding(False, f"Database: entry {bad[0]} of the log is wrong: {bad[1]}")
+
+
+def _heads(settings: Settings, policy: Policy) -> Iterator[Finding]:
+    """Whether somebody signs the log, and since when nobody did."""
+    if policy.log is None:
+        yield Finding(True, "Log: the policy has no section “log”, so its heads are not signed.")
+        return
+    now = datetime.now(UTC)
+    try:
+        with Database(settings.database_url).read() as session:
+            standing = heads.standing(session, now=now)
+            vault = vault_client(settings) if policy.log.signer.kind == "vault" else None
+            signers = open_keyring(policy.log, vault).signers()
+            key = heads.pick(session, signers, policy.log.origin).key
+            newest = standing.newest
+            if newest is not None:
+                verify(newest.note, [signer.key for signer in signers])
+    except (DatabaseDown, SignerDown, Rewritten, ValueError) as error:
+        yield Finding(False, f"Log: {error}")
+        return
+    yield Finding(True, f"Log: its heads are signed with {key}.")
+    if newest is None:
+        yield Finding(not standing.unsigned, f"Log: no head is signed yet, and there are {standing.unsigned} entries.")
+        return
+    age = now - newest.at
+    sentence = f"Log: the newest signed head is over {newest.size} entries and {say_duration(age)} old"
+    if standing.unsigned and standing.behind > _SIGNED_WITHIN:
+        behind = say_duration(standing.behind)
+        yield Finding(False, f"{sentence}; {standing.unsigned} entries are not signed, the oldest for {behind}.")
+    elif age > 2 * policy.log.heartbeat:
+        beat = say_duration(policy.log.heartbeat)
+        yield Finding(False, f"{sentence}, and a heartbeat is due every {beat}: no bot runs, or none can sign.")
+    else:
+        yield Finding(True, f"{sentence}.")
 
 
 def _slack(settings: Settings, policy: Policy | None) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bot import log_commands
 from storage.audit import Actor, Damaged
 from storage.database import Database, DatabaseDown
 from storage.export import export
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     out.set_defaults(run=_export)
 
+    log_commands.add(commands, who=_me)
+
     verify = commands.add_parser("verify", help="recompute the hashes of an export and name what is wrong")
     verify.add_argument("file", type=Path)
     verify.set_defaults(run=_verify)
@@ -162,7 +165,7 @@ def _export(options: argparse.Namespace) -> int:
     # The entry comes first: nothing leaves that is not on record. The export then shows its own entry, too.
     door.record(
         "log:export",
-        Actor("", "shell:" + re.sub(r"[^!-~]", "_", getpass.getuser())[:40]),
+        _me(),
         {name: str(value) for name, value in selection.items() if value} | {"format": options.format},
         now=now,
     )
@@ -198,6 +201,11 @@ def _verify(options: argparse.Namespace) -> int:
         return UNVERIFIED
     print(f"{options.file} verifies: {report.entries} entries.")
     return OK
+
+
+def _me() -> Actor:
+    """Whoever types, as the machine knows them."""
+    return Actor("", "shell:" + re.sub(r"[^!-~]", "_", getpass.getuser())[:40])
 
 
 def _date(text: str) -> datetime:

@@ -45,7 +45,7 @@ from storage.models import Entry, SignedHead
 from storage.signers import SignerDown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlmodel import Session
 
@@ -111,6 +111,27 @@ def key_in_force(session: Session) -> VerifierKey | None:
         return parse_vkey(str(audit.parse(body).data["new"]))
     except (ValueError, KeyError, TypeError):
         raise Rewritten("The newest entry about the log's key names no key.") from None
+
+
+def pick(session: Session, signers: Sequence[Signer], origin: str) -> Signer:
+    """Return the one of ``signers`` (the oldest first) that may sign: by the log's last word, else by its newest head.
+
+    A log that has no head yet begins with the newest. Raises :class:`SignerDown` when none of them may, and
+    :class:`Rewritten`.
+    """
+    key, newest = key_in_force(session), latest(session)
+    found: Signer | None = signers[-1]
+    if key is not None:
+        found = next((signer for signer in signers if signer.key == key), None)
+    elif newest is not None:
+        names = {(one.name, one.key_id) for one in _parse_row(newest, origin).signatures}
+        found = next((one for one in reversed(signers) if (one.key.name, one.key.key_id) in names), None)
+    if found is None:
+        raise SignerDown(
+            "The log's heads are signed with a key that the signer in the policy does not have: name the signer that "
+            "has it, or change over with “breakglass log rotate”."
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,18 +352,7 @@ class HeadKeeper:
         if self._signer is None or (key is not None and self._signer.key != key):
             signers = self._keyring.signers()
             self._keys = tuple(signer.key for signer in signers)
-            if key is not None:
-                found = next((signer for signer in signers if signer.key == key), None)
-            elif newest is not None:
-                found = _signer_of(_parse_row(newest, self._origin), signers)
-            else:
-                found = signers[-1]
-            if found is None:
-                raise SignerDown(
-                    "The log's heads are signed with a key that the signer in the policy does not have: name the "
-                    "signer that has it, or change over with “breakglass log rotate”."
-                )
-            self._signer = found
+            self._signer = pick(session, signers, self._origin)
         if newest is not None and newest.note != self._note_seen:
             _check_note(newest, self._keys, self._origin)
             self._note_seen = newest.note
@@ -454,11 +464,6 @@ def _check_note(newest: SignedHead, keys: tuple[VerifierKey, ...], origin: str) 
         raise Rewritten(f"The stored head over {newest.size} entries was not signed by the log: {bad}.") from None
     except NotSigned:
         pass  # by a key that is gone after a rotation: its public half is the auditors' to compare
-
-
-def _signer_of(signed: SignedNote, signers: tuple[Signer, ...]) -> Signer | None:
-    names = {(signature.name, signature.key_id) for signature in signed.signatures}
-    return next((one for one in reversed(signers) if (one.key.name, one.key.key_id) in names), None)
 
 
 def _compare(session: Session, newest: SignedHead) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 PORT: Final = 8765
+COPY: Final = Path("/mnt/other-volume/breakglass.copy")  # where the policy of the demo has the log's outside copy
 HERE: Final = Path(__file__).parent
 MANIFEST: Final = HERE.parent.parent / "manifest.yml"
 BOT_TOKEN: Final = "xoxb-sandbox-only"  # noqa: S105 - it opens the local workspace and nothing else
@@ -111,7 +112,8 @@ class Workspace(Protocol):
 class Demo:
     """All the parts, up and wired; a context manager. ``with_bot=False`` leaves the bot to the caller (crash tests).
 
-    ``policy`` is the text of another policy ("port: 5432" stands for the target's), ``seed`` another workspace for it;
+    ``policy`` is the text of another policy ("port: 5432" stands for the target's, :data:`COPY` for the copy's place),
+    ``seed`` another workspace for it;
     ``slack`` is a workspace that runs elsewhere, with the sandbox's tokens, in place of one in this process.
     """
 
@@ -183,6 +185,8 @@ class Demo:
     def _set_up(self) -> BotLogin:
         """Do what an administrator does before the bot is installed: policy, database, Vault."""
         text = self._policy.replace("port: 5432", f"port: {self.pg.port}")
+        text = text.replace(f"path: {COPY}", f"path: {self.directory / 'outside' / COPY.name}")
+        (self.directory / "outside").mkdir(exist_ok=True)
         self.policy_file.write_text(text, encoding="utf-8")
         target = prepare_target(self.pg)
         levels = [
