@@ -41,6 +41,7 @@ class Action(StrEnum):
     LAPSE = "request:lapse"
     ESCALATE = "request:escalate"
     REVEAL = "credential:reveal"
+    HOLD = "credential:hold"
     OPENED = "credential:token"
     ABANDON = "credential:abandon"
     ISSUE = "credential:issue"
@@ -101,6 +102,8 @@ TRANSITIONS: Final = _rows(
     (_S.PENDING, _A.LAPSE, _S.LAPSED, _BOT),
     # The credential's issue: intent, child token, then the credential itself; each recorded before the next call.
     (_S.APPROVED, _A.REVEAL, _S.APPROVED, (Role.REQUESTER,)),
+    # Held while a required copy of the log lacks what led to it.
+    (_S.APPROVED, _A.HOLD, _S.APPROVED, _BOT),
     (_S.APPROVED, _A.OPENED, _S.APPROVED, _BOT),
     (_S.APPROVED, _A.ABANDON, _S.APPROVED, _BOT),
     (_S.APPROVED, _A.ISSUE, _S.ACTIVE, _BOT),
@@ -109,6 +112,7 @@ TRANSITIONS: Final = _rows(
     (_S.APPROVED, _A.REVOKE, _S.ENDING, (Role.CUSTODIAN,)),
     # "Show again": the old credential ends before the new one begins.
     (_S.ACTIVE, _A.REVEAL, _S.ACTIVE, (Role.REQUESTER,)),
+    (_S.ACTIVE, _A.HOLD, _S.ACTIVE, _BOT),
     (_S.ACTIVE, _A.OPENED, _S.ACTIVE, _BOT),
     (_S.ACTIVE, _A.ABANDON, _S.ACTIVE, _BOT),
     (_S.ACTIVE, _A.REISSUE, _S.ACTIVE, _BOT),
