@@ -28,7 +28,7 @@ from storage import audit, merkle
 from storage.models import Entry, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
     from typing import BinaryIO
 
@@ -68,17 +68,21 @@ def export(
     until: datetime | None = None,
     account: str | None = None,
     request_id: str | None = None,
+    size: int | None = None,
     format: Literal["jsonl", "csv"] = "jsonl",  # noqa: A002 - the word that people type
 ) -> Summary:
     """Write the selected entries to ``out``, inside one :meth:`Database.read`.
 
     ``since`` and ``until`` are aware and both included; None is open. ``account``: the entries of that account's
-    requests; ``request_id``: those of one request. Holds 64 bytes in memory for each entry of the log.
+    requests; ``request_id``: those of one request. ``size``: stand at the log of the first ``size`` entries, not at
+    all of it. Holds 64 bytes in memory for each entry of the log.
 
     Raises :class:`storage.audit.Damaged`; whatever ``out.write`` raises passes through.
     """
     try:
-        return _export(session, out, exported_at, _Selection(since, until, account, request_id), is_csv=format == "csv")
+        selection = Selection(since, until, account, request_id)
+        tree = tree_of(session, size)
+        return write(session, out, exported_at, selection, tree, is_csv=format == "csv")
     except (TypeError, ValueError) as error:
         found = audit.check(session)
         if found is None:
@@ -87,13 +91,16 @@ def export(
 
 
 @dataclass(frozen=True, slots=True)
-class _Selection:
-    since: datetime | None
-    until: datetime | None
-    account: str | None
-    request_id: str | None
+class Selection:
+    """Which entries; the arguments are :func:`export`'s."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    account: str | None = None
+    request_id: str | None = None
 
     def members(self) -> dict[str, str | None]:
+        """Return it as a header states it."""
         return {
             "since": audit.write_time(self.since) if self.since else None,
             "until": audit.write_time(self.until) if self.until else None,
@@ -102,8 +109,8 @@ class _Selection:
         }
 
     def conditions(self, session: Session, size: int) -> list[Any]:
-        """Give the SQL conditions for it, in a log of ``size`` entries."""
-        in_time = []
+        """Give the SQL conditions for it, in the log of the first ``size`` entries."""
+        in_time = [_E.seq < size]
         if self.since is not None:
             in_time.append(_E.at >= self.since)
         if self.until is not None:
@@ -122,12 +129,33 @@ class _Selection:
         return in_time
 
 
-def _export(session: Session, out: BinaryIO, exported_at: datetime, selection: _Selection, *, is_csv: bool) -> Summary:
-    head = audit.head(session)
-    tree = merkle.Tree(_leaves(session))
-    if tree.size != head.size or tree.root != head.root:
+def tree_of(session: Session, size: int | None = None) -> merkle.Tree:
+    """Return the tree over the first ``size`` entries (None: all): 64 bytes for each, and its root is the stored one.
+
+    Raises :class:`storage.audit.Damaged`, also when there are not so many.
+    """
+    if size is None:
+        size = audit.head(session).size
+    tree = merkle.Tree(_leaves(session, size))
+    stored = session.execute(select(_E.root).where(_E.seq == size - 1)).scalar() if size else merkle.EMPTY_ROOT
+    if tree.size != size or tree.root != stored:
         found = audit.check(session)
-        raise audit.Damaged(*(found if found and found.seq is not None else (head.size - 1, "It is not the head.")))
+        raise audit.Damaged(*(found if found and found.seq is not None else (size - 1, "It is not the head.")))
+    return tree
+
+
+def write(
+    session: Session,
+    out: BinaryIO,
+    exported_at: datetime,
+    selection: Selection,
+    tree: merkle.Tree,
+    *,
+    is_csv: bool = False,
+    on_entry: Callable[[], object] = lambda: None,
+) -> Summary:
+    """Write the export of a log whose tree is known. ``on_entry`` is called after each entry."""
+    head = audit.Head(tree.size, tree.root)
     conditions = selection.conditions(session, head.size)
     count, first, last = session.execute(
         select(func.count(), func.min(_E.seq), func.max(_E.seq)).where(*conditions)
@@ -142,30 +170,32 @@ def _export(session: Session, out: BinaryIO, exported_at: datetime, selection: _
     to_line = _csv_entry if is_csv else _jsonl_entry
     written = sha256()
 
-    def write(line: bytes) -> None:
+    def put(line: bytes) -> None:
         out.write(line)
         written.update(line)
 
     if is_csv:
-        write(BOM + csv_line(COLUMNS))
-    write(csv_fact("export", header) if is_csv else json_line(header))
-    for row in _rows(session, conditions):
-        write(to_line(row, tree.inclusion(row.seq)))
+        put(BOM + csv_line(COLUMNS))
+    put(csv_fact("export", header) if is_csv else json_line(header))
+    for row in rows(session, conditions):
+        put(to_line(row, tree.inclusion(row.seq)))
+        on_entry()
     closing = {"count": count, "sha256": written.hexdigest()}
     out.write(csv_fact("end", closing) if is_csv else json_line(closing))
     return Summary(count=count, first=first, last=last, size=head.size, root=head.root)
 
 
-def _leaves(session: Session) -> Iterator[bytes]:
+def _leaves(session: Session, size: int) -> Iterator[bytes]:
     """Leaf hashes in order. Raises :class:`Damaged` at a gap, which would shift all that follows."""
-    query = select(_E.seq, _E.leaf_hash).order_by(_E.seq).execution_options(yield_per=_PAGE)
+    query = select(_E.seq, _E.leaf_hash).where(_E.seq < size).order_by(_E.seq).execution_options(yield_per=_PAGE)
     for expected, (seq, leaf) in enumerate(session.execute(query)):
         if seq != expected:
             raise audit.Damaged(expected, f"It is missing: the next stored entry is {seq}.")
         yield leaf
 
 
-def _rows(session: Session, conditions: Sequence[Any]) -> Iterator[Any]:
+def rows(session: Session, conditions: Sequence[Any]) -> Iterator[Any]:
+    """Give the entries under these conditions, in order: seq, body, leaf_hash, account."""
     query = (
         select(_E.seq, _E.body, _E.leaf_hash, _R.account)
         .join_from(Entry, Request, _R.id == _E.request_id, isouter=True)
@@ -183,7 +213,7 @@ def json_line(members: Mapping[str, Any]) -> bytes:
     return json.dumps(members, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
-def _jsonl_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a row of _rows
+def _jsonl_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a row of rows()
     return json_line(
         {
             "seq": row.seq,
@@ -207,7 +237,7 @@ def csv_fact(name: str, members: Mapping[str, Any]) -> bytes:
     return csv_line(list(cells.values()))
 
 
-def _csv_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a row of _rows
+def _csv_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a row of rows()
     body = _ONE_LINE.sub("\ufffd", str(row.body, "utf-8"))  # one that the log wrote has no line end
     try:
         record = audit.parse(row.body)

@@ -16,10 +16,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlmodel import col, select, update
 
+from storage import closing
 from storage.audit import SYSTEM, Actor, append
 from storage.database import Clash, DatabaseDown
 from storage.models import Answer, Decision, Grant, Request, Review, State
@@ -27,11 +28,13 @@ from workflows.errors import Conflict, Invalid, Refused, Unavailable
 from workflows.lifecycle import Action, Role, step
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from sqlmodel import Session
 
     from storage.database import Database, Write
+
+_AT_ONCE: Final = 100  # closing entries in one transaction: a click must not wait for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,22 @@ class Door:
         """Append an entry that changes no state (an export, say)."""
         with self._write() as session:
             _append(session, request_id, event=event, actor=actor, at=now, data=data)
+
+    def close_records(self, request_ids: Iterable[str], *, now: datetime) -> int:
+        """Append a closing entry to each of these requests to which something was added since its last; count them.
+
+        Their states do not change (``storage/closing.py``). Requests that are not known are passed over.
+        """
+        closed = 0
+        waiting = list(request_ids)
+        for at in range(0, len(waiting), _AT_ONCE):
+            with self._write() as session:
+                for request_id in waiting[at : at + _AT_ONCE]:
+                    found = closing.of_request(session, request_id)
+                    if found is not None:
+                        _append(session, request_id, event=closing.EVENT, actor=SYSTEM, at=now, data=found.data())
+                        closed += 1
+        return closed
 
     @contextmanager
     def turn(self, request_id: str, *, now: datetime) -> Iterator[Turn]:
