@@ -1,0 +1,614 @@
+"""What happened in one request, told from its entries alone?
+
+Rules
+-----
+* Nothing is asked of the tables: what a page says can be found in the entries that are handed over with it.
+* What the entries do not hold is not made up. A selection may begin after the opening, and an entry may be unreadable:
+  the story says so and goes on.
+* Sentences are plain text. Whoever draws them escapes them for his format.
+
+Pure: entries in, values out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from storage import closing
+from storage.models import FINAL, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from datetime import timedelta
+
+    from storage.audit import Record
+
+Names: TypeAlias = Mapping[str, str]  # user id → name, as far as it is known
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One entry as people read it. ``typed`` is what somebody wrote; ``is_readable`` is False for a damaged body."""
+
+    seq: int
+    leaf: str  # hex
+    at: datetime | None
+    event: str
+    who: str
+    text: str
+    typed: str = ""
+    is_refusal: bool = False
+    is_readable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One custodian's answer."""
+
+    seq: int
+    at: datetime
+    person: str
+    approved: bool
+    seconds: int | None
+    reason: str
+    policy: str
+
+
+@dataclass(slots=True)
+class Credential:
+    """One credential's life. Of its secret nothing is known; ``identity`` is the name that it had at the target."""
+
+    number: int
+    path: str = ""
+    identity: str = ""
+    lease: str = ""
+    asked_at: datetime | None = None
+    issued_at: datetime | None = None
+    expires_at: str = ""
+    ended_at: datetime | None = None
+    end: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp:
+    """Something that the review wants done."""
+
+    what: str
+    owner: str
+    due: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewTold:
+    """The review as it was filed."""
+
+    seq: int
+    at: datetime
+    person: str
+    outcome: str
+    findings: str
+    threshold_met: bool | None
+    standard_path_enough: bool | None
+    used_as_stated: bool | None
+    follow_ups: tuple[FollowUp, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of the story. ``is_open``: it had not ended at the last entry."""
+
+    name: str
+    start: datetime
+    end: datetime
+    is_open: bool = False
+
+
+@dataclass(slots=True)
+class Story:
+    """A request as its entries tell it. Times are aware UTC; an empty text or None is what they do not say."""
+
+    id: str
+    account: str = ""
+    level: str = ""
+    team: str = ""
+    requester: str = ""
+    threshold: str = ""
+    threshold_text: str = ""
+    reason: str = ""
+    standard_path: str = ""
+    incident: str = ""
+    asked_seconds: int | None = None
+    granted_seconds: int | None = None
+    quorum: int | None = None
+    custodians: tuple[str, ...] = ()
+    policy: str = ""  # the hash of policy and custodians in force at the opening
+    policy_file: str = ""  # SHA-256 of the policy's text, where it is on record and leads to ``policy``
+    opened_at: datetime | None = None
+    approved_at: datetime | None = None
+    active_at: datetime | None = None
+    decided_at: datetime | None = None  # that it ends
+    ended_at: datetime | None = None
+    over_at: datetime | None = None  # denied, withdrawn, lapsed, failed
+    ended_by: str = ""
+    ended_by_person: str = ""
+    seconds_out: int | None = None
+    review_due_at: str = ""
+    state: str = ""
+    steps: list[Step] = field(default_factory=list)
+    votes: list[Vote] = field(default_factory=list)
+    credentials: list[Credential] = field(default_factory=list)
+    review: ReviewTold | None = None
+    refusals: int = 0
+    closing: int | None = None  # the newest closing entry that is true of the entries before it
+    people: set[str] = field(default_factory=set)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its opening is among the entries."""
+        return self.opened_at is not None
+
+    @property
+    def approvers(self) -> tuple[str, ...]:
+        """The custodians who approved, each once, in order."""
+        return tuple(dict.fromkeys(vote.person for vote in self.votes if vote.approved))
+
+    @property
+    def to_approve(self) -> timedelta | None:
+        """From the opening to the quorum."""
+        return _between(self.opened_at, self.approved_at)
+
+    @property
+    def to_open(self) -> timedelta | None:
+        """From the quorum to the first credential."""
+        return _between(self.approved_at, self.active_at)
+
+    @property
+    def to_end(self) -> timedelta | None:
+        """From the decision that it ends to Vault's word that the lease is gone."""
+        return _between(self.decided_at, self.ended_at)
+
+    @property
+    def to_review(self) -> timedelta | None:
+        """From the end to the review."""
+        return _between(self.ended_at, self.review.at if self.review else None)
+
+    def phases(self) -> list[Phase]:
+        """Return the stretches of its life, in order, for the timeline."""
+        last = next((step.at for step in reversed(self.steps) if step.at and step.event not in _ABOUT_THE_LOG), None)
+        marks = [
+            ("Waiting for approval", self.opened_at),
+            ("Approved, not opened", self.approved_at),
+            ("Credential out", self.active_at),
+            ("Being taken back", self.decided_at),
+            ("Ended, review due", self.ended_at),
+        ]
+        stop = self.review.at if self.review else self.over_at
+        begun = [(name, at) for name, at in marks if at is not None]
+        found = []
+        for place, (name, start) in enumerate(begun):
+            following = begun[place + 1][1] if place + 1 < len(begun) else stop
+            end = following or last or start
+            found.append(Phase(name, start, max(start, end), is_open=following is None and self.state not in FINAL))
+        return found
+
+
+def _between(start: datetime | None, end: datetime | None) -> timedelta | None:
+    return end - start if start is not None and end is not None else None
+
+
+_ABOUT_THE_LOG: Final = frozenset({closing.EVENT, "log:export"})
+
+
+def who(person: str, names: Names) -> str:
+    """Return a person for reading: the name where it is known, and always the id that the entries have."""
+    if person == "system":
+        return "the bot"
+    if person.startswith("shell:"):
+        return f"{person[6:]}, at the bot's own shell"
+    name = names.get(person, "")
+    return f"{name} ({person})" if name and name != person else person
+
+
+def say(span: timedelta | float | None) -> str:
+    """Return a length of time in words: ``1 h 30 min``, ``42 s``; a dash when it is not known."""
+    if span is None:
+        return "-"
+    rest = max(0, int(span if isinstance(span, int | float) else span.total_seconds()))
+    words = []
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, rest = divmod(rest, seconds)
+        if count:
+            words.append(f"{count} {unit}")
+    return " ".join(words[:2]) or "less than 1 s"
+
+
+def moment(at: datetime | str | None) -> str:
+    """Return a time for reading, to the second, always in UTC; a dash when there is none."""
+    if isinstance(at, str) and at:
+        try:
+            return moment(datetime.fromisoformat(at))
+        except ValueError:
+            return at
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC" if isinstance(at, datetime) else "-"
+
+
+OUTCOMES: Final[Mapping[str, str]] = {
+    "justified": "justified",
+    "not_justified": "not justified",
+    "misuse": "misuse",
+    "drill": "a drill",
+}
+ENDINGS: Final[Mapping[str, str]] = {
+    "release": "handed back by the requester",
+    "revoke": "revoked by a custodian",
+    "expire": "ended by the clock",
+    "fail": "no credential could be issued",
+}
+
+
+# --- telling -------------------------------------------------------------------------------------------------------
+
+
+class Teller:
+    """Builds one story, entry by entry, in the order of the log."""
+
+    def __init__(self, request_id: str, names: Names, policy_file: Callable[[int], str] = lambda _seq: "") -> None:
+        self.story: Final = Story(request_id)
+        self._names = names
+        self._policy_file = policy_file
+        self._leaves: list[tuple[int, bytes]] = []
+
+    def add(self, seq: int, leaf: bytes, record: Record | None) -> None:
+        """Add an entry; a record of None is a body that cannot be read, or was pruned."""
+        story = self.story
+        if record is None:
+            story.steps.append(
+                Step(
+                    seq,
+                    leaf.hex(),
+                    None,
+                    "",
+                    "",
+                    "This entry's body is not there or cannot be read.",
+                    is_readable=False,
+                )
+            )
+            self._leaves.append((seq, leaf))
+            return
+        story.people.add(record.actor.person)
+        text, typed = sentence(record, self._names)
+        story.steps.append(
+            Step(
+                seq,
+                leaf.hex(),
+                record.at,
+                record.event,
+                who(record.actor.person, self._names),
+                text,
+                typed,
+                is_refusal=record.refused is not None,
+            )
+        )
+        if record.refused is not None:
+            story.refusals += 1
+        else:
+            self._learn(record)
+        self._leaves.append((seq, leaf))
+
+    def _learn(self, record: Record) -> None:
+        story, data = self.story, record.data
+        if record.target is not None:
+            if record.target in FINAL and record.target != State.REVIEWED:
+                story.over_at = record.at
+            if record.target == State.ENDING and story.decided_at is None:
+                story.decided_at = record.at
+                story.ended_by, story.ended_by_person = record.event.partition(":")[2], record.actor.person
+            story.state = record.target
+        match record.event:
+            case "request:open":
+                self._open(record)
+            case "request:approve" | "request:deny":
+                story.votes.append(
+                    Vote(
+                        record.seq,
+                        record.at,
+                        record.actor.person,
+                        record.event == "request:approve",
+                        _whole(data, "granted_seconds"),
+                        _text(data, "reason"),
+                        record.policy or "",
+                    )
+                )
+            case "request:quorum":
+                story.approved_at = record.at
+                story.granted_seconds = _whole(data, "granted_seconds")
+            case event if event.startswith("credential:"):
+                self._credential(record)
+            case "review:file":
+                self._review(record)
+            case closing.EVENT if closing.holds(data, self._leaves):
+                story.closing = record.seq
+
+    def _open(self, record: Record) -> None:
+        story, data = self.story, record.data
+        threshold = data.get("threshold")
+        if isinstance(threshold, Mapping):
+            story.threshold, story.threshold_text = _text(threshold, "id"), _text(threshold, "text")
+        story.opened_at, story.requester, story.team = record.at, record.actor.person, record.actor.team
+        for name in ("account", "level", "reason", "standard_path", "incident"):
+            setattr(story, name, _text(data, name))
+        story.asked_seconds, story.quorum = _whole(data, "asked_seconds"), _whole(data, "quorum")
+        listed = data.get("custodians")
+        story.custodians = tuple(map(str, listed)) if isinstance(listed, list) else ()
+        story.people.update(story.custodians)
+        story.policy = record.policy or ""
+        file = self._policy_file(record.seq)
+        if file and in_force(file, story.custodians) == story.policy:
+            story.policy_file = file
+
+    def _credential(self, record: Record) -> None:
+        story, data = self.story, record.data
+        number = _whole(data, "credential")
+        if number is not None:
+            found = next((c for c in story.credentials if c.number == number), None)
+            if found is None:
+                found = Credential(number)
+                story.credentials.append(found)
+            found.path = _text(data, "path") or found.path
+            if record.event == "credential:reveal":
+                found.asked_at = record.at
+            elif record.event in {"credential:issue", "credential:reissue"}:
+                found.issued_at, found.identity = record.at, _text(data, "identity")
+                found.lease, found.expires_at = _text(data, "lease"), _text(data, "expires_at")
+                story.active_at = story.active_at or record.at
+            elif record.event in {"credential:abandon", "credential:fail"}:
+                found.ended_at, found.end = record.at, _text(data, "why")
+        if record.event == "credential:end":
+            story.ended_at, story.review_due_at = record.at, _text(data, "review_due_at")
+            story.seconds_out = _whole(data, "seconds_out")
+            for credential in story.credentials:
+                if credential.ended_at is None:
+                    credential.ended_at, credential.end = record.at, ENDINGS.get(story.ended_by, story.ended_by)
+        elif record.event == "credential:fail":
+            story.ended_by = "fail"
+
+    def _review(self, record: Record) -> None:
+        data = record.data
+        listed = data.get("follow_ups")
+        follow_ups = tuple(
+            FollowUp(_text(item, "what"), _text(item, "owner"), _text(item, "due"))
+            for item in (listed if isinstance(listed, list) else ())
+            if isinstance(item, Mapping)
+        )
+        self.story.people.update(item.owner for item in follow_ups if item.owner)
+        self.story.review = ReviewTold(
+            record.seq,
+            record.at,
+            record.actor.person,
+            _text(data, "outcome"),
+            _text(data, "findings"),
+            _flag(data, "threshold_met"),
+            _flag(data, "standard_path_enough"),
+            _flag(data, "used_as_stated"),
+            follow_ups,
+        )
+
+
+def tell(request_id: str, entries: Iterable[tuple[int, bytes, Record | None]], names: Names) -> Story:
+    """Tell a story from (seq, leaf hash, record) in order."""
+    teller = Teller(request_id, names)
+    for seq, leaf, record in entries:
+        teller.add(seq, leaf, record)
+    return teller.story
+
+
+def in_force(policy_file: str, custodians: Iterable[str]) -> str:
+    """Return the hash of a policy (by its text's SHA-256, hex) and the custodians together, as entries have it."""
+    together = json.dumps([policy_file, sorted(set(custodians))], separators=(",", ":"))
+    return hashlib.sha256(together.encode()).hexdigest()
+
+
+# --- one entry in a sentence ---------------------------------------------------------------------------------------
+
+
+def sentence(record: Record, names: Names) -> tuple[str, str]:
+    """Return what an entry says in words, and what a person typed with it."""
+    data = record.data
+    if record.refused is not None:
+        return f"Tried “{record.event}” and was refused ({record.refused}).", _text(data, "said")
+    told = _SENTENCES.get(record.event)
+    if told is None:
+        return f"{record.event}.", ""
+    return told(record, data, names)
+
+
+def _open_sentence(_record: Record, data: Mapping[str, Any], names: Names) -> tuple[str, str]:
+    listed = data.get("custodians")
+    asked = ", ".join(who(str(person), names) for person in listed) if isinstance(listed, list) else "nobody"
+    what, span = f"{_text(data, 'account')}, level {_text(data, 'level')}", say(_whole(data, "asked_seconds"))
+    return f"Asked for {what}, for {span}. Needs {_whole(data, 'quorum')} of: {asked}.", _text(data, "reason")
+
+
+def _approve_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    have, need = _whole(data, "have"), _whole(data, "need")
+    return f"Approved for {say(_whole(data, 'granted_seconds'))} ({have} of {need}).", ""
+
+
+def _quorum_sentence(_record: Record, data: Mapping[str, Any], names: Names) -> tuple[str, str]:
+    listed = data.get("approvers")
+    people = ", ".join(who(str(person), names) for person in listed) if isinstance(listed, list) else ""
+    return f"The quorum is reached, for {say(_whole(data, 'granted_seconds'))}. Counted: {people}.", ""
+
+
+def _escalate_sentence(record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    if record.source == State.ENDING:
+        return f"Not taken back yet (try {_whole(data, 'attempt')}); it is tried again.", _text(data, "why")
+    return "Half of the waiting time was over without enough answers; the custodians were called again.", ""
+
+
+def _lapse_sentence(record: Record, _data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    if record.source == State.APPROVED:
+        return "Lapsed: it was approved and not opened in time. No credential was given out.", ""
+    return "Lapsed: not enough custodians answered in time.", ""
+
+
+def _reveal_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    old = _whole(data, "replaces")
+    number = _whole(data, "credential")
+    if old is not None:
+        return f"Asked for a fresh credential ({number}) in place of number {old}.", ""
+    return f"Asked to be shown credential {number}.", ""
+
+
+def _issue_sentence(record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    fresh = "A fresh credential" if record.event == "credential:reissue" else "Credential"
+    name = f" as {_text(data, 'identity')}" if _text(data, "identity") else ""
+    return f"{fresh} {_whole(data, 'credential')} was issued{name}; it ends {moment(_text(data, 'expires_at'))}.", ""
+
+
+def _end_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    leases = data.get("leases")
+    if not leases:
+        return "Ended: Vault confirmed that nothing of it is left. No credential had been given out.", ""
+    return f"Ended: Vault confirmed that the lease is gone, after {say(_whole(data, 'seconds_out'))}.", ""
+
+
+def _review_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    outcome = _text(data, "outcome")
+    return f"Filed the review: {OUTCOMES.get(outcome, outcome)}.", _text(data, "findings")
+
+
+def _close_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    return f"The record up to here was closed for an export: {_whole(data, 'count')} entries, SHA-256 stated.", ""
+
+
+def _plain(text: str, key: str = "") -> Callable[[Record, Mapping[str, Any], Names], tuple[str, str]]:
+    return lambda _record, data, _names: (text, _text(data, key) if key else "")
+
+
+_SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tuple[str, str]]]] = {
+    "request:open": _open_sentence,
+    "request:approve": _approve_sentence,
+    "request:quorum": _quorum_sentence,
+    "request:deny": _plain("Denied it.", "reason"),
+    "request:withdraw": _plain("Withdrew the request."),
+    "request:lapse": _lapse_sentence,
+    "request:escalate": _escalate_sentence,
+    closing.EVENT: _close_sentence,
+    "credential:reveal": _reveal_sentence,
+    "credential:hold": _plain("The credential waits until the copies of the log outside have what led to it."),
+    "credential:token": _plain("Vault made ready for the credential; it opens nothing yet."),
+    "credential:abandon": _plain("The credential was put out of use.", "why"),
+    "credential:issue": _issue_sentence,
+    "credential:reissue": _issue_sentence,
+    "credential:warn": _plain("About two minutes were left; the requester was told."),
+    "credential:release": _plain("Handed the access back; it is being taken back."),
+    "credential:revoke": _plain("Revoked the access; it is being taken back."),
+    "credential:expire": _plain("The time was over; the access is being taken back."),
+    "credential:end": _end_sentence,
+    "credential:fail": _plain("No credential could be issued, and nothing is left of the try.", "why"),
+    "review:file": _review_sentence,
+    "review:remind": _plain("The review was overdue; its reviewers were reminded."),
+    "log:export": _plain("The record, or a part of it, was exported."),
+    "log:rotate": _plain("The log's signing key was changed."),
+    "log:alarm": _plain("ALARM: the log was found not to extend what was signed.", "sentence"),
+    "policy:load": _plain("A policy came into force."),
+    "policy:text": _plain("A part of the policy's text was put on record."),
+    "copy:behind": _plain("A copy of the log outside was behind."),
+    "copy:caught_up": _plain("A copy of the log outside had caught up."),
+}
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    found = data.get(key)
+    return found if isinstance(found, str) else ""
+
+
+def _whole(data: Mapping[str, Any], key: str) -> int | None:
+    found = data.get(key)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def _flag(data: Mapping[str, Any], key: str) -> bool | None:
+    found = data.get(key)
+    return found if isinstance(found, bool) else None
+
+
+# --- many requests -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request in the list from which a sample is drawn."""
+
+    id: str
+    account: str
+    level: str
+    requester: str
+    state: str
+    opened_at: datetime | None
+    approvers: tuple[str, ...]
+    to_approve: timedelta | None
+    seconds_out: int | None
+    ended_by: str
+    outcome: str
+    follow_ups: int
+    refusals: int
+    entries: int
+    is_whole: bool
+    is_closed: bool
+
+
+def row_of(story: Story) -> Row:
+    """Return a story's line in the list."""
+    return Row(
+        story.id,
+        story.account,
+        story.level,
+        story.requester,
+        story.state,
+        story.opened_at,
+        story.approvers,
+        story.to_approve,
+        story.seconds_out,
+        story.ended_by,
+        story.review.outcome if story.review else "",
+        len(story.review.follow_ups) if story.review else 0,
+        story.refusals,
+        len(story.steps),
+        story.is_whole,
+        story.closing is not None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """All requests of a selection, and what was counted over them."""
+
+    rows: Sequence[Row]
+    entries: int
+
+    def states(self) -> dict[str, int]:
+        """Count the requests by state, in the order of a request's life."""
+        counted: dict[str, int] = {state.value: 0 for state in State}
+        for row in self.rows:
+            counted[row.state or "unknown"] = counted.get(row.state or "unknown", 0) + 1
+        return {state: count for state, count in counted.items() if count}
+
+    def outcomes(self) -> dict[str, int]:
+        """Count the reviews by outcome."""
+        counted: dict[str, int] = {}
+        for row in self.rows:
+            if row.outcome:
+                counted[row.outcome] = counted.get(row.outcome, 0) + 1
+        return counted
+
+    def median_to_approve(self) -> timedelta | None:
+        """Return the middle time from opening to quorum; None when nothing was approved."""
+        known = sorted(row.to_approve for row in self.rows if row.to_approve is not None)
+        return known[len(known) // 2] if known else None
