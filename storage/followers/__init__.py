@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
-from storage.followers import file, postgresql
+from storage.followers import file, postgresql, s3, syslog, timestamp, webhook, witness
 from storage.followers.runner import CopyRunner, Lag, RequiredCopies, Stuck, lags
 from storage.followers.seam import Copy, CopyTrouble, Item, Kind, Notary, NotReadable, Place, SignedNote
 
@@ -36,7 +36,17 @@ __all__ = [
 
 _TAKEN: Final = "thread"  # its cursors stand in the same table
 
-FOLLOWERS: Final[Mapping[str, Kind]] = MappingProxyType({"file": file.KIND, "postgresql": postgresql.KIND})
+FOLLOWERS: Final[Mapping[str, Kind]] = MappingProxyType(
+    {
+        "file": file.KIND,
+        "postgresql": postgresql.KIND,
+        "s3": s3.KIND,
+        "syslog": syslog.KIND,
+        "webhook": webhook.KIND,
+        "witness": witness.KIND,
+        "timestamp": timestamp.KIND,
+    }
+)
 
 
 class CopyRules(Protocol):

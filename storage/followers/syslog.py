@@ -11,10 +11,10 @@ escape line feeds. 109 is "log audit, notice"; 32473 is the enterprise number se
 Rules
 -----
 * Syslog has no acknowledgement. An entry counts as delivered when the receiver's machine has taken every byte of the
-  connection (Linux tells), and the connection still stands. What its process had not stored by then can be lost with it.
+  connection (Linux tells), and the connection still stands. What its process had not stored by then, it may lose.
 * So the newest messages are kept here, and sent again after every connection that broke, before anything new: a
-  receiver that was killed, or restarted, gets them twice rather than not at all. They are lost only if the bot's machine
-  goes down at the same moment.
+  receiver that was killed, or restarted, gets them twice rather than not at all. They are lost only if the bot goes
+  down too before its next delivery. Who must be certain requires a copy of another kind.
 * Idempotent at the receiver: an entry is known by ``origin`` and ``seq``, and comes again as the same bytes, whichever
   bot sends it. One that comes with another ``leafHash`` is another log, or a rewritten one.
 * The receiver must take messages of 128 kB: one that cuts them (rsyslog does at 8 kB unless told) keeps no evidence.
@@ -31,6 +31,8 @@ import select
 import ssl
 import termios
 from collections import deque
+from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from storage.audit import parse
@@ -41,13 +43,13 @@ from storage.followers.wire import SECONDS, Deadline, connect, say, send, tls
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Sequence
-    from datetime import datetime
 
     from storage.followers.seam import SignedNote
 
 _PRIORITY: Final = 13 * 8 + 5  # log audit, notice
 _ID: Final = "breakglass@32473"
 _KEPT_MESSAGES: Final = 1000
+_KEPT_FOR: Final = timedelta(minutes=15)  # by then a receiver has stored it; heartbeats show sooner that it was down
 _KEPT_BYTES: Final = 8 * 1024 * 1024  # more than the buffers between two machines hold
 _LOOK: Final = 0.005  # seconds between two looks at what is still on its way
 _NOT_PRINTABLE: Final = re.compile("[^!-~]")
@@ -77,11 +79,11 @@ class SyslogCopy:
         self._seconds = seconds
         self._what = f"the syslog receiver {name} ({host})"
         self._connected: socket.socket | None = None
-        self._newest: deque[bytes] = deque()  # frames that were sent, and perhaps not stored
+        self._newest: deque[tuple[datetime, bytes]] = deque()  # frames that were sent, and perhaps not stored
         self._newest_bytes = 0
         tls(*self._files)
 
-    def deliver(self, items: Sequence[Item], head: SignedNote | None, *, now: datetime) -> int:  # noqa: ARG002
+    def deliver(self, items: Sequence[Item], head: SignedNote | None, *, now: datetime) -> int:
         """Send them, after what may have been lost before; see :class:`storage.followers.seam.Copy`."""
         frames = [_frame(self._entry(item)) for item in items]
         if head is not None:
@@ -93,7 +95,7 @@ class SyslogCopy:
                 self.close()
             if self._connected is None:
                 self._connected = connect(*self._address, tls(*self._files), deadline)
-                send(self._connected, b"".join(self._newest), deadline)
+                send(self._connected, b"".join(frame for _, frame in self._newest), deadline)
             # 2. What is new.
             send(self._connected, b"".join(frames), deadline)
             # 3. Has it arrived?
@@ -104,7 +106,7 @@ class SyslogCopy:
         except CopyTrouble:
             self.close()
             raise
-        self._keep(frames)
+        self._keep(frames, now)
         return items[-1].seq if items else -1
 
     def position(self) -> int | None:
@@ -149,11 +151,15 @@ class SyslogCopy:
                 return
             select.select([connected], [], [], min(_LOOK, deadline.left()))
 
-    def _keep(self, frames: Sequence[bytes]) -> None:
-        self._newest.extend(frames)
+    def _keep(self, frames: Sequence[bytes], now: datetime) -> None:
+        self._newest.extend((now, frame) for frame in frames)
         self._newest_bytes += sum(map(len, frames))
-        while len(self._newest) > _KEPT_MESSAGES or self._newest_bytes > _KEPT_BYTES:
-            self._newest_bytes -= len(self._newest.popleft())
+        while self._newest and (
+            len(self._newest) > _KEPT_MESSAGES
+            or self._newest_bytes > _KEPT_BYTES
+            or now - self._newest[0][0] > _KEPT_FOR
+        ):
+            self._newest_bytes -= len(self._newest.popleft()[1])
 
     # ------------------------------------------------------------------------------------ the messages
 
@@ -174,10 +180,8 @@ class SyslogCopy:
 
     def _head(self, note: SignedNote) -> bytes:
         data = {"origin": self._origin}
-        try:
+        with suppress(ValueError):
             data["size"] = str(parse_head(note).checkpoint.size)
-        except ValueError:
-            pass  # the same
         return self._message("-", "log:head", data, base64.b64encode(note))
 
     def _message(self, at: str, event: str, data: dict[str, str], message: bytes) -> bytes:

@@ -1,0 +1,367 @@
+"""What do the tests of the copies outside stand on? A log, its heads, a runner, a line that can be cut, certificates.
+
+Everything listens on 127.0.0.1 and ends with the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import shutil
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from storage import audit, merkle
+from storage.checkpoint import Algorithm, Checkpoint, VerifierKey, sign, time_line
+from storage.database import Database
+from storage.followers import CopyRunner, Item
+from storage.models import SignedHead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+HOST: Final = "127.0.0.1"
+ORIGIN: Final = "breakglass.example.com/orders"
+NOW: Final = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
+DAY: Final = timedelta(days=1)
+
+
+def needed(program: str, package: str) -> str:
+    """Return where the program is. A test that needs it fails with the package's name."""
+    found = shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    assert found, f"this test needs {program}: apt-get install {package}"
+    return found
+
+
+# --- entries and heads ---------------------------------------------------------------------------------------------
+
+
+def item(seq: int, words: str = 'checkout is down, naïve "quoted" ]\n') -> Item:
+    """Make an entry, as the log would."""
+    body = audit.encode(
+        seq=seq,
+        event="request:open",
+        at=NOW + timedelta(seconds=seq),
+        actor=audit.Actor("T0HOME", "U0RITA"),
+        request_id=f"BG-{seq % 7}",
+        data={"reason": words},
+    )
+    return Item(seq, body, merkle.leaf_hash(body))
+
+
+def items(start: int, end: int, words: str = 'checkout is down, naïve "quoted" ]\n') -> list[Item]:
+    """Make the entries from ``start`` to before ``end``."""
+    return [item(seq, words) for seq in range(start, end)]
+
+
+@dataclass
+class Key:
+    """A private key that signs under a name: the log's, or a witness's."""
+
+    name: str = ORIGIN
+    algorithm: Algorithm = Algorithm.ED25519
+    private: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+
+    @property
+    def key(self) -> VerifierKey:
+        """The public half."""
+        return VerifierKey(self.name, self.private.public_key().public_bytes_raw(), self.algorithm)
+
+    def sign(self, message: bytes) -> bytes:
+        """Sign."""
+        return self.private.sign(message)
+
+
+def note_of(key: Key, entries: list[Item], *extensions: str) -> bytes:
+    """Sign the head over the entries."""
+    root = merkle.Tree(entry.leaf_hash for entry in entries).root
+    return sign(Checkpoint(key.name, len(entries), root, extensions), [key])
+
+
+class Log:
+    """A log on SQLite with signed heads, the runner of one copy, and a clock that stands until it is moved."""
+
+    def __init__(self, file: Path, key: Key | None = None) -> None:
+        self.database = Database(f"sqlite:///{file}")
+        self.database.setup()
+        self.key = key or Key()
+        self.clock = NOW
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.database.close()
+
+    def grow(self, count: int) -> None:
+        """Append entries, and sign the head over them."""
+        with self.database.write() as session:
+            for _ in range(count):
+                entry = audit.append(
+                    session, event="test:event", at=self.clock, actor=audit.SYSTEM, data={"x": "y" * 500}
+                )
+            checkpoint = Checkpoint(self.key.name, entry.seq + 1, entry.root)
+            session.add(
+                SignedHead(
+                    size=checkpoint.size,
+                    root=checkpoint.root,
+                    note=sign(checkpoint, [self.key]),
+                    at=self.clock,
+                    reason="entry",
+                )
+            )
+
+    def beat(self) -> bytes:
+        """Sign a heartbeat, and return its note."""
+        self.clock += timedelta(minutes=5)
+        with self.database.write() as session:
+            head = audit.head(session)
+            note = sign(Checkpoint(self.key.name, head.size, head.root, (time_line(self.clock),)), [self.key])
+            session.add(SignedHead(size=head.size, root=head.root, note=note, at=self.clock, reason="heartbeat"))
+        return note
+
+    def entries(self) -> list[Item]:
+        """Return all of it."""
+        with self.database.read() as session:
+            return [Item(one.seq, one.body, one.leaf_hash) for one in audit.read_entries(session)]
+
+    def runner(self, copy: Any) -> CopyRunner:
+        """Return the runner of one copy; no thread is started."""
+        return CopyRunner(self.database, {copy.name: copy}, now=lambda: self.clock, jitter=lambda: 0.5)
+
+    def bring(self, runner: CopyRunner, name: str) -> str | None:
+        """Let the next try be due, make it, and return the trouble that there is now, if any."""
+        self.clock += timedelta(minutes=2)
+        runner.work(name)
+        return next((stuck.why for stuck in runner.stuck()), None)
+
+
+# --- an HTTP server ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Request:
+    """What came in: path, headers (names in lower case) and body."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Server:
+    """An HTTP server whose answers are ``answer``'s: status, headers, body. It can be stopped and started again."""
+
+    def __init__(self, answer: Callable[[Request], tuple[int, dict[str, str], bytes]], context: Any = None) -> None:
+        self.answer = answer
+        self._context = context
+        self._server: ThreadingHTTPServer | None = None
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                body = self.rfile.read(length)
+                if len(body) < length:
+                    return  # the sender was cut off: nothing was asked
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                status, more, content = outer.answer(Request(self.path, headers, body))
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(content)), **more}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Listening(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: object) -> None:
+                pass  # a client that was cut off is what some tests are about
+
+        self._server = Listening((HOST, self.port), Handler)
+        if self._context is not None:
+            self._server.socket = self._context.wrap_socket(self._server.socket, server_side=True)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Let go of the port."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+# --- a line that can be cut ----------------------------------------------------------------------------------------
+
+
+class Line:
+    """A TCP line to a port here, that is cut after so many bytes: ``up`` to the place, or ``down`` from it.
+
+    ``is_silent``: it takes what comes and passes nothing on. Each limit holds for each connection by itself.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.up: int | None = None
+        self.down: int | None = None
+        self.is_silent = False
+        self.carried = [0, 0]  # bytes that the newest connection passed on, up and down
+        self._listening = socket.create_server((HOST, 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Shut down first: closing alone does not wake the thread that accepts.
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.cut()
+
+    def heal(self) -> None:
+        """Pass everything on."""
+        self.up = self.down = None
+        self.is_silent = False
+
+    def cut(self) -> None:
+        """Break all connections off, as a machine that dies does."""
+        for one in self._open:
+            _reset(one)
+        self._open.clear()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                inner, _ = self._listening.accept()
+            except OSError:
+                return
+            self._open.append(inner)
+            if self.is_silent:
+                continue
+            try:
+                outer = socket.create_connection((HOST, self._target))
+            except OSError:
+                _reset(inner)
+                continue
+            self._open.append(outer)
+            self.carried = [0, 0]
+            for way, source, target, limit in ((0, inner, outer, self.up), (1, outer, inner, self.down)):
+                threading.Thread(target=self._pump, args=(way, source, target, limit), daemon=True).start()
+
+    def _pump(self, way: int, source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if limit is not None and self.carried[way] + len(data) >= limit:
+                    target.sendall(data[: max(0, limit - self.carried[way])])
+                    # What was passed on shall arrive: a reset would throw away what the other side has not read yet.
+                    with contextlib.suppress(OSError):
+                        target.shutdown(socket.SHUT_WR)
+                    _reset(source)
+                    return
+                self.carried[way] += len(data)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def _reset(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()
+
+
+# --- certificates --------------------------------------------------------------------------------------------------
+
+
+class Authority:
+    """A certificate authority in a folder; ``file`` is its root."""
+
+    def __init__(self, folder: Path, name: str = "test authority") -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = _builder(self._name, self._name, self._key, DAY).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        self._root = builder.sign(self._key, hashes.SHA256())
+        self.file = folder / f"{name.replace(' ', '-')}.pem"
+        self.file.write_bytes(self._root.public_bytes(serialization.Encoding.PEM))
+
+    def issue(
+        self,
+        name: str,
+        *,
+        hosts: tuple[str, ...] = ("localhost", HOST),
+        ttl: timedelta = DAY,
+        is_stamping: bool = False,
+    ) -> tuple[Path, Path]:
+        """Issue a certificate for these hosts, or for time stamping; returns certificate and key (PEM)."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        usage = ExtendedKeyUsageOID.TIME_STAMPING if is_stamping else ExtendedKeyUsageOID.SERVER_AUTH
+        builder = (
+            _builder(subject, self._name, key, ttl)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=is_stamping)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+        if not is_stamping:
+            names = [x509.IPAddress(ipaddress.ip_address(h)) if h[0].isdigit() else x509.DNSName(h) for h in hosts]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        certificate, secret = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+        secret.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return certificate, secret
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, ttl: timedelta) -> Any:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - 2 * DAY)
+        .not_valid_after(now + ttl)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def each(numbers: range, wanted: int) -> Iterator[int]:
+    """Give about ``wanted`` of the numbers, evenly, the first and the last among them."""
+    step = max(1, len(numbers) // max(1, wanted - 1))
+    yield from dict.fromkeys([*numbers[::step], numbers[-1]])
