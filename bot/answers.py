@@ -68,6 +68,14 @@ def filling(
         client.views_update(view_id=view_id, view=modals.sentence(title, said(error)))
 
 
+def redraw(client: WebClient, view_id: str, view: modals.View) -> None:
+    """Show in a window how it goes; a failure to show it changes nothing and is only logged."""
+    try:
+        client.views_update(view_id=view_id, view=view)
+    except (SlackApiError, OSError, HTTPException) as error:
+        log.info("a window was not redrawn: %s", _code(error))
+
+
 def tell(body: Mapping[str, Any], client: WebClient, text: str) -> None:
     """Say something to the one person who clicked; a failure to say it changes nothing and is only logged."""
     try:

@@ -34,6 +34,7 @@ from bot.thread import ThreadFollower
 from storage.audit import Damaged
 from storage.database import Database, DatabaseDown
 from storage.export import export
+from storage.followers import CopyRunner, CopyTrouble, RequiredCopies, build_copies
 from storage.heads import HeadKeeper
 from workflows import policy as rules
 from workflows import sweep
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from bot.settings import Settings
     from storage.audit import Actor
+    from workflows.policy import LogRules
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ _SOCKET_WORKERS: Final = 32
 _RECEIVE_BYTES: Final = 64 * 1024  # at once: an envelope has some thousands, and each read costs a turn of all threads
 _SLACK_SECONDS: Final = 10  # for one call
 _COURTESY_SECONDS: Final = 1.0
+_LAST_SECONDS: Final = 3.0  # for what the copies outside still lack when the bot stops
 
 # What the code uses and nothing more; manifest.yml asks for exactly these, and a test holds both to the calls made.
 SCOPES: Final = (
@@ -127,7 +130,7 @@ class Listening(SocketModeHandler):
 
 
 class Bot:
-    """The running bot: Socket Mode, the follower that writes Slack, the signer of the log's heads, and the clock."""
+    """The running bot: Socket Mode, the follower that writes Slack, the log's signer and its copies, and the clock."""
 
     def __init__(
         self,
@@ -135,8 +138,9 @@ class Bot:
         desk: Desk,
         app: App,
         follower: ThreadFollower,
-        heads: HeadKeeper | None,
         *,
+        heads: HeadKeeper | None,
+        copies: CopyRunner | None,
         courtesy: Courtesy,
         now: Callable[[], datetime],
     ) -> None:
@@ -144,6 +148,7 @@ class Bot:
         self.app = app
         self.follower = follower
         self.heads = heads
+        self.copies = copies
         self._now = now
         self._handler = Listening(app, settings, courtesy)
         self._clock = BackgroundScheduler(timezone=UTC)
@@ -157,6 +162,8 @@ class Bot:
         self.follower.start()
         if self.heads is not None:
             self.heads.start()
+        if self.copies is not None:
+            self.copies.start()
         self._clock.start()
         self._tick()
         self._handler.connect()  # type: ignore[no-untyped-call]
@@ -173,10 +180,14 @@ class Bot:
     def stop(self) -> None:
         """Stop listening first, so that nothing is taken on that would not be finished."""
         self._handler.close()  # type: ignore[no-untyped-call]
+        self.desk.hold_nobody()
         self._clock.shutdown(wait=True)
         self.follower.stop()
         if self.heads is not None:
             self.heads.stop()  # it signs what is left
+        if self.copies is not None:
+            self.copies.drain(_LAST_SECONDS)
+            self.copies.stop()
         self.desk.database.close()
         log.info("stopped")
 
@@ -186,6 +197,8 @@ class Bot:
             self.follower.tick()
             if self.heads is not None:
                 self.heads.tick()
+            if self.copies is not None:
+                self.copies.tick()
         except Exception:
             log.exception("the tick failed; the next one is in a second")
 
@@ -221,7 +234,8 @@ def build(
     # 3. Vault.
     vault = vault or vault_client(settings)
     # 4. The desk, and whoever follows it.
-    desk = Desk(database, policy, directory, vault, team=team, patience=settings.patience)
+    copies, required = (None, None) if policy.log is None else _copies(policy.log, settings, database, now)
+    desk = Desk(database, policy, directory, vault, team=team, patience=settings.patience, required=required)
     courtesy = Courtesy()
     follower = ThreadFollower(
         database,
@@ -239,6 +253,9 @@ def build(
             database, policy.log.origin, open_keyring(policy.log, vault), heartbeat=policy.log.heartbeat, now=now
         )
         database.woken.append(heads.wake)
+        if copies is not None:
+            database.woken.append(copies.wake)
+            heads.signed.append(copies.wake)
     # 5. What people do.
     app = App(client=client, listener_executor=ThreadPoolExecutor(_LISTENERS, thread_name_prefix="listener"))
     directory.register(app)
@@ -249,7 +266,19 @@ def build(
         export=lambda actor, request_id: _export(desk, client, actor, request_id, now()),
         first=courtesy.serving,
     )
-    return Bot(settings, desk, app, follower, heads, courtesy=courtesy, now=now)
+    return Bot(settings, desk, app, follower, heads=heads, copies=copies, courtesy=courtesy, now=now)
+
+
+def _copies(
+    log_rules: LogRules, settings: Settings, database: Database, now: Callable[[], datetime]
+) -> tuple[CopyRunner, RequiredCopies]:
+    """Return whoever brings the log to the copies outside, and what asks it before a credential is made."""
+    try:
+        copies = build_copies(log_rules, settings.environment)
+    except CopyTrouble as trouble:
+        raise Unavailable(str(trouble)) from None
+    runner = CopyRunner(database, copies, now=now, required=log_rules.required, alarm_after=log_rules.alarm_after)
+    return runner, RequiredCopies(database, log_rules.required, log_rules.required_within, runner)
 
 
 def slack_client(settings: Settings) -> WebClient:

@@ -21,6 +21,7 @@ from bot.directory import SlackDirectory
 from storage import audit, heads
 from storage.checkpoint import verify
 from storage.database import Database, DatabaseDown
+from storage.followers import FOLLOWERS, CopyTrouble, Notary, NotReadable, build_copies, lags
 from storage.heads import Rewritten
 from storage.signers import SignerDown
 from workflows import policy as rules
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bot.settings import Settings
+    from storage.followers import Copy
     from workflows.policy import Policy
     from workflows.vault import Vault
 
@@ -60,6 +62,7 @@ def check(settings: Settings) -> list[Finding]:
         found += [Finding(False, f"Policy: {line}") for line in error.sentence.splitlines()]
     if policy is not None and has_database:
         found += _heads(settings, policy)
+        found += _copies(settings, policy)
     found += _slack(settings, policy)
     found += _vault(settings, policy)
     return found
@@ -112,6 +115,47 @@ def _heads(settings: Settings, policy: Policy) -> Iterator[Finding]:
         yield Finding(False, f"{sentence}, and a heartbeat is due every {beat}: no bot runs, or none can sign.")
     else:
         yield Finding(True, f"{sentence}.")
+
+
+def _copies(settings: Settings, policy: Policy) -> Iterator[Finding]:
+    """How far each copy of the log is, and whether its place answers now."""
+    if policy.log is None:
+        return
+    names = policy.log.copies
+    notaries = {name for name, copy in names.items() if FOLLOWERS[copy.kind].is_notary}
+    now = datetime.now(UTC)
+    try:
+        copies = build_copies(policy.log, settings.environment)
+        standing = lags(Database(settings.database_url), names, notaries=notaries, now=now)
+    except (DatabaseDown, CopyTrouble) as error:
+        yield from (Finding(False, f"Copies: {line}") for line in str(error).splitlines())
+        return
+    for one in standing:
+        required = " (required)" if names[one.name].required else ""
+        behind = f"{one.entries} entries behind, the oldest for {say_duration(timedelta(seconds=one.seconds))}"
+        sentence = f"Copy {one.name}{required}: {behind if one.entries else 'it has everything'}"
+        trouble = _trouble(copies[one.name])
+        if trouble is not None:
+            yield Finding(False, f"{sentence}. {trouble}")
+        elif one.failures:
+            tries = f"{one.failures} tries failed" if one.failures > 1 else "the last try failed"
+            yield Finding(False, f"{sentence}; {tries}: see the bot's log file.")
+        else:
+            is_late = one.is_alarmed or timedelta(seconds=one.seconds) >= policy.log.alarm_after
+            yield Finding(not is_late, f"{sentence}{'; does a bot run?' if is_late else ''}.")
+
+
+def _trouble(copy: Copy | Notary) -> str | None:
+    """Ask the place where its copy ends; None when it answers, or is of a kind that cannot be asked."""
+    if isinstance(copy, Notary):
+        return None
+    try:
+        copy.position()
+    except NotReadable:
+        return None
+    except CopyTrouble as trouble:
+        return str(trouble)
+    return None
 
 
 def _slack(settings: Settings, policy: Policy | None) -> Iterator[Finding]:

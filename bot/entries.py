@@ -130,6 +130,39 @@ def _reveal_line(record: Record, who: str, _case: Case | None, _name: str) -> Wo
     return f"{who} is opening credential {number}.", []
 
 
+def _hold_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    names = ", ".join(f"`{escape(str(name), 100)}`" for name in _listed(record.data, "waiting_for")) or "a copy"
+    number = _number(record.data, "credential")
+    if record.data.get("given_up"):
+        return f"Credential {number} is not made: {names} did not answer. The earlier one stays as it was.", []
+    span = say_duration(timedelta(seconds=_number(record.data, "within_seconds")))
+    line = (
+        f"*Waiting for the log's copy* {names}: credential {number} is made only when what led to it is on record "
+        f"there. It comes by itself if that is within {span}."
+    )
+    return line, []
+
+
+def _alarm_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    why = escape(plain(str(record.data.get("sentence", "")), 500), 600)
+    return f"*ALARM: the log is not signed any more.* {why} Security has to look at it.", []
+
+
+def _behind_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    name = f"`{escape(str(data.get('copy', '')), 100)}`"
+    span = say_duration(timedelta(seconds=_number(data, "seconds")))
+    count = _number(data, "entries")
+    stops = " *No credential can be opened until it is back.*" if data.get("required") else ""
+    why = escape(plain(str(data.get("why", "")), 500), 600)
+    missing = f"lacks {plural(count, 'entry') if count == 1 else f'{count} entries'}"
+    return f"*The log's copy* {name} *is behind*: it {missing}, the oldest for {span}.{stops} {why}", []
+
+
+def _caught_up_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    return f"The log's copy `{escape(str(record.data.get('copy', '')), 100)}` has caught up; nothing was lost.", []
+
+
 def _token_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
     return f"Vault made ready for credential {_number(record.data, 'credential')}; it opens nothing yet.", []
 
@@ -191,6 +224,7 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.LAPSE: _lapse_line,
         Action.ESCALATE: _escalate_line,
         Action.REVEAL: _reveal_line,
+        Action.HOLD: _hold_line,
         Action.OPENED: _token_line,
         Action.ABANDON: _abandon_line,
         Action.ISSUE: _issue_line,
@@ -204,6 +238,9 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.REVIEW: _review_line,
         Action.REMIND: lambda _r, _w, _c, _p: ("*The review is overdue.*", []),
         "log:export": _export_line,
+        "log:alarm": _alarm_line,
+        "copy:behind": _behind_line,
+        "copy:caught_up": _caught_up_line,
     }
 )
 

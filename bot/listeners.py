@@ -18,14 +18,14 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from bot import modals, views
-from bot.answers import filling, on_error, show_secret, tell
+from bot.answers import filling, on_error, redraw, show_secret, tell
 from bot.blockkit import escape
 from storage.audit import Actor
 from storage.models import Outcome
@@ -228,7 +228,7 @@ class _Front:
         return modals.status_text(cases, self.desk.policy)
 
     def _send_log(self, actor: Actor, request_id: str) -> str:
-        self.desk.may_export(actor, now=self.now())
+        self.desk.may_export(actor, request_id, now=self.now())
         if self.export is None:
             raise Unavailable("This bot does not send files. Ask whoever runs it for “breakglass export”.")
         self.export(actor, request_id)
@@ -374,13 +374,23 @@ class _Front:
         lost = f"The window was closed before the credential of {click.request_id} was shown. Press Show again."
         told = partial(tell, body, client, lost)
         window = filling(client, body["trigger_id"], modals.revealing(click.request_id), closed=told)
-        with self.first(), window as view_id:
-            intent = self.desk.reveal(click.actor, click.request_id, click.version, now=self.now())
-            # Read before the issue: a database that fails after it must not lose what was just made.
-            case = self.desk.case(click.request_id)
-            now = self.now()
-            made = self.desk.issue(intent, now=now)
-            show_secret(client, view_id, modals.credential(case, made, now=now), pause=self.pause)
+        with ExitStack() as first:
+            first.enter_context(self.first())
+            with window as view_id:
+                intent = self.desk.reveal(click.actor, click.request_id, click.version, now=self.now())
+                # Read before the issue: a database that fails after it must not lose what was just made.
+                case = self.desk.case(click.request_id)
+                now = self.now()
+                was_held: list[str] = []
+
+                def held(names: tuple[str, ...]) -> None:
+                    was_held.extend(names)
+                    first.close()  # others go on: this may take a minute
+                    redraw(client, view_id, modals.held(click.request_id, names))
+
+                made = self.desk.issue(intent, now=now, held=held)
+                now = self.now() if was_held else now
+                show_secret(client, view_id, modals.credential(case, made, now=now), pause=self.pause)
 
     def release(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Hand the access back; the thread says so when Vault has confirmed."""

@@ -307,6 +307,21 @@ def revealing(name: str) -> View:
     )
 
 
+def held(name: str, copies: Sequence[str]) -> View:
+    """Return what stands there while the log's required copies are waited for."""
+    listed = ", ".join(f"`{escape(copy, 100)}`" for copy in copies)
+    return _modal(
+        views.CREDENTIAL,
+        name,
+        [
+            section(
+                f"⏳ Waiting for the log's copy {listed}…\nYour credential is made only when what led to it is on "
+                "record there. It appears here by itself; keep this window open."
+            )
+        ],
+    )
+
+
 def credential(case: Case, made: Credential, *, now: datetime) -> View:
     """Return the only view that shows a secret: the line to paste, then each value in a box of its own."""
     until = case.request.expires_at or now + made.ttl

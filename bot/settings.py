@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from workflows.errors import BreakGlassError
@@ -48,6 +49,8 @@ class Settings:
     vault_namespace: str | None = None
     vault_ca_file: str | None = None
     patience: timedelta = timedelta(seconds=30)
+    # The policy names variables that hold the secrets of the log's copies; who builds a copy reads them here.
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -98,4 +101,5 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         vault_namespace=get("VAULT_NAMESPACE") or None,
         vault_ca_file=get("VAULT_CACERT") or None,
         patience=timedelta(seconds=int(seconds)),
+        environment=MappingProxyType(dict(environment)),
     )

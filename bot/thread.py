@@ -49,6 +49,8 @@ from bot.cursors import (
 from bot.lanes import Limits, Turns, back_off
 from storage.audit import read_entries
 from storage.database import DatabaseDown
+from storage.followers.runner import BEHIND
+from storage.heads import ALARM
 from storage.holder import new_holder
 from storage.models import Post, Request
 from workflows import policy as rules
@@ -72,6 +74,7 @@ _MARGIN: Final = timedelta(seconds=3)  # by which a claim outlives a call
 _AGAIN: Final = 1.0  # seconds until a unit that another follower holds is looked at again
 _LONGEST_WAIT: Final = 300.0
 _PATIENT_TRIES: Final = 3  # for the id behind a group's handle
+_UNTRUSTED: Final = frozenset({BEHIND, ALARM})  # entries that call security
 _SKEW: Final = timedelta(hours=1)  # by which Slack's clock and ours may differ
 _PAGES: Final = 50  # of 200 messages, when a post is looked for
 
@@ -546,9 +549,15 @@ class ThreadFollower:
         return True
 
     def _mentions(self, claim: Claim, case: Case | None, records: Iterable[Record]) -> dict[str, str]:
-        """Say who is called at which event: leadership and security at the request and at the grant."""
+        """Say who is called at which event: leadership and security at the request and at the grant.
+
+        Security alone, when the log cannot be trusted or a copy of it is behind.
+        """
         events = {record.event for record in records if record.refused is None}
         called: dict[str, str] = {}
+        if untrusted := events & _UNTRUSTED:  # the log itself, or a copy of it: nobody's request
+            security = " ".join(self._mention(claim, name) for name in self._policy().security)
+            called |= dict.fromkeys(untrusted, security)
         if case is None:
             return called
         if alarming := events & {Action.OPEN, Action.ISSUE}:

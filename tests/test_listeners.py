@@ -47,9 +47,9 @@ class Desk(Counter):
     def meanwhile(self):
         """Nothing, unless a test says what."""
 
-    def issue(self, intent, *, now):
+    def issue(self, intent, *, now, held=None):
         """Issue, and let the test do something before the window is filled."""
-        made = super().issue(intent, now=now)
+        made = super().issue(intent, now=now, held=held)
         self.meanwhile()
         return made
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from storage.audit import Actor
     from storage.database import Database
+    from workflows.issuing import Acknowledged
     from workflows.policy import Account, Directory, Level, Policy, Roster, Verdict
     from workflows.vault import Vault
 
@@ -103,8 +104,9 @@ class Desk(Issuer):
         *,
         team: str,
         patience: timedelta = timedelta(seconds=30),
+        required: Acknowledged | None = None,
     ) -> None:
-        super().__init__(database, policy, vault, patience=patience)
+        super().__init__(database, policy, vault, patience=patience, required=required)
         self.directory = directory
         self.team = team
 
@@ -363,7 +365,7 @@ class Desk(Issuer):
                 if live is not None and live.issued_at is None:
                     raise Conflict(
                         f"The credential of {row.id} is being opened right now. If nothing appears within "
-                        f"{rules.say_duration(self.patience)}, press the button again.",
+                        f"{rules.say_duration(self.longest_opening)}, press the button again.",
                         code="in_progress",
                     )
                 self._not_stale(turn.row, version, exact=True)
@@ -453,9 +455,9 @@ class Desk(Issuer):
                 turn.move(Action.REVIEW, actor, (Role.REVIEWER,), data=told, due_at=None)
                 return turn.row
 
-    def may_export(self, actor: Actor, *, now: datetime) -> None:
+    def may_export(self, actor: Actor, request_id: str | None = None, *, now: datetime) -> None:
         """Refuse, on record, anybody whom the policy does not call an auditor."""
-        with self.attempt(actor, "log:export", now=now):
+        with self.attempt(actor, "log:export", request_id, now=now):
             self._own_team(actor)
             roster = rules.gather(self.directory, self.policy, None, (actor.person,))
             if not rules.is_auditor(self.policy, roster, actor.person):

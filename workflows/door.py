@@ -216,12 +216,12 @@ class Door:
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
-        with _database_errors(), self.database.read() as session:
+        with database_errors(), self.database.read() as session:
             yield session
 
     @contextmanager
     def _write(self) -> Iterator[Write]:
-        with _database_errors(), self.database.write() as session:
+        with database_errors(), self.database.write() as session:
             yield session
 
 
@@ -253,7 +253,8 @@ def _append(session: Write, request_id: str | None, *, data: Mapping[str, Any], 
 
 
 @contextmanager
-def _database_errors() -> Iterator[None]:
+def database_errors() -> Iterator[None]:
+    """Turn the database's errors into ours."""
     try:
         yield
     except DatabaseDown as down:

@@ -2,6 +2,9 @@
 
 Rules
 -----
+* Nothing is made before every required copy of the log has acknowledged what led to it: the approvals and the intent.
+  Who waits is held for a while, on record; then the intent is given up, and nothing of Vault ever existed. An end never
+  waits.
 * The order is: intent, child token, its accessor, the credential, its lease; each is on record before the next call.
   A child token that nobody knows of holds no credential, and one whose accessor is on record can be ended by anybody,
   so a crash at any point leaves nothing alive that the next tick does not find.
@@ -15,20 +18,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from sqlmodel import col, select
 
 from storage.models import Grant, Request, State
-from workflows.door import Case, Door, Turn
+from workflows.door import Case, Door, Turn, database_errors
 from workflows.engines import ENGINES, Credential
 from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
-from workflows.lifecycle import Action, allowed_roles
+from workflows.lifecycle import Action, allowed_roles, now_is
+from workflows.policy import say_duration
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from storage.database import Database
     from workflows.policy import Level, Policy
     from workflows.vault import ChildToken, Vault
@@ -40,6 +47,11 @@ BACK_OFF: Final = tuple(timedelta(seconds=s) for s in (2, 5, 10, 20, 40, 80, 160
 _CONFIRM_TRIES: Final = 40
 _CONFIRM_PAUSE: Final = 0.05  # seconds; Vault takes a lease back within about 0.1 s of its token's end
 _OUT: Final = (State.APPROVED, State.ACTIVE)
+_QUIET: Final = 0.5  # seconds: a copy that is merely on its way is not worth an entry
+_ASK_SOON: Final = 0.02  # seconds: another bot may bring it, and nobody tells this one
+_ASK_AGAIN: Final = 0.2
+# Each who is held keeps a thread, and the thread of a Revoke must always be there.
+_MOST_HELD: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +64,95 @@ class Intent:
     ttl: timedelta
 
 
+class Acknowledged(Protocol):
+    """Which copies of the log must have an entry before it has effect, and whether they do.
+
+    ``within`` is how long somebody waits for them. What is not known is missing.
+    """
+
+    within: timedelta
+
+    def behind(self, seq: int) -> tuple[str, ...]:
+        """Return the names of the required copies that have not acknowledged entry ``seq``. DatabaseDown."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when something may have been acknowledged, after ``seconds`` at the latest."""
+
+
+class NothingRequired:
+    """No copy is required: the default."""
+
+    within = timedelta(0)
+
+    def behind(self, seq: int) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing."""
+        return ()
+
+    def wait(self, seconds: float) -> None:
+        """Never called."""
+
+
 class Issuer(Door):
     """The outside effects. ``patience`` is how long an issue may take before anybody may clean up after it."""
 
-    def __init__(self, database: Database, policy: Policy, vault: Vault, *, patience: timedelta) -> None:
+    def __init__(
+        self,
+        database: Database,
+        policy: Policy,
+        vault: Vault,
+        *,
+        patience: timedelta,
+        required: Acknowledged | None = None,
+    ) -> None:
         super().__init__(database)
         self.policy = policy
         self.vault = vault
         self.patience = patience
+        self.required: Acknowledged = required or NothingRequired()
+        self._places = threading.BoundedSemaphore(_MOST_HELD)
+        self._is_closing = False
 
-    def issue(self, intent: Intent, *, now: datetime) -> Credential:
+    @property
+    def longest_opening(self) -> timedelta:
+        """How long it may take until a credential appears or is given up."""
+        return self.patience + self.required.within
+
+    def issue(
+        self, intent: Intent, *, now: datetime, held: Callable[[tuple[str, ...]], None] | None = None
+    ) -> Credential:
         """Carry out an intent and return the credential: the only place where the secret passes.
 
-        Raises :class:`Unavailable` when Vault does not answer (press again), :class:`VaultRefused` when it says no for
-        good (a first credential's request is then ``failed``), :class:`Conflict` when the request ended meanwhile. In
-        each case whatever had been made is ended, now or by the tick.
+        ``held`` is called, once, with the names of the required copies that are waited for, if it comes to that.
+        Raises :class:`Unavailable` when Vault or a required copy does not answer (press again), :class:`VaultRefused`
+        when Vault says no for good (a first credential's request is then ``failed``), :class:`Conflict` when the
+        request ended meanwhile. In each case whatever had been made is ended, now or by the tick.
         """
+        # 1. What led here stands outside, out of the reach of whoever runs the bot.
+        now = self._hold(intent, held, now)
         child: ChildToken | None = None
         try:
-            # 1. "Show again" ends the old credential first: never two at once.
+            # 2. "Show again" ends the old credential first: never two at once.
             if intent.replaces is not None:
                 self._replace(intent, now)
             row = self.case(intent.request_id).request
             settings = self._level(row).settings
-            # 2. A child token of its own. It holds nothing yet, and lives as long as the grant at the most.
+            # 3. A child token of its own. It holds nothing yet, and lives as long as the grant at the most.
+            ttl = intent.ttl if row.expires_at is None else min(intent.ttl, row.expires_at - now)
             child = self.vault.open_child(
                 settings.token_role,
-                intent.ttl,
+                ttl,
                 display_name=row.id,
                 metadata={"request": row.id, "requester": row.requester, "account": row.account, "level": row.level},
             )
-            # 3. Its accessor is on record before anything is read with it.
+            # 4. Its accessor is on record before anything is read with it.
             with self.turn(intent.request_id, now=now) as turn:
                 grant = _intended(turn, intent)
                 grant.accessor, grant.accessor_at = child.accessor, now
                 turn.session.add(grant)
                 turn.move(Action.OPENED, data=_told(grant))
-            # 4. The credential itself.
+            # 5. The credential itself.
             credential = ENGINES[settings.engine].issue(self.vault, child, settings)
-            # 5. Only a credential that is on record is shown.
+            # 6. Only a credential that is on record is shown.
             with self.turn(intent.request_id, now=now) as turn:
                 grant = _intended(turn, intent)
                 expires = turn.row.expires_at or now + intent.ttl
@@ -164,8 +226,19 @@ class Issuer(Door):
     def abandon(self, request_id: str, *, now: datetime) -> None:
         """End a credential whose issue was begun and not finished within ``patience`` (a crash, a hang)."""
         for grant in self.case(request_id).grants:
-            if grant.ended_at is None and grant.issued_at is None and grant.intended_at + self.patience <= now:
+            if grant.ended_at is None and grant.issued_at is None and self._given_up_at(grant) <= now:
                 self._abandon(grant, "the bot stopped while it was being opened", now)
+
+    def _given_up_at(self, grant: Grant) -> datetime:
+        """When whoever began to open it must be dead, or hangs."""
+        if not self.required.within:
+            return grant.intended_at + self.patience
+        # It may have been held first; the token is made right afterwards.
+        return (grant.accessor_at or grant.intended_at + self.required.within) + self.patience
+
+    def hold_nobody(self) -> None:
+        """Give up for those who are held for a copy, now and from now on: the bot is being stopped."""
+        self._is_closing = True
 
     def new_grant(self, row: Request, number: int, now: datetime) -> Grant:
         """Return the row of a credential that is about to be made."""
@@ -178,6 +251,83 @@ class Issuer(Door):
             path=engine.path(settings),
             lease_prefix=engine.lease_prefix(settings),
             intended_at=now,
+        )
+
+    def _hold(self, intent: Intent, held: Callable[[tuple[str, ...]], None] | None, now: datetime) -> datetime:
+        """Wait until the required copies have what led to the intent, and return the time that it is then.
+
+        Raises :class:`Unavailable` when they do not come in time, :class:`Conflict` when the request ended meanwhile.
+        """
+        if isinstance(self.required, NothingRequired):
+            return now
+        began, within = time.monotonic(), self.required.within.total_seconds()
+        in_vain = f"waited {say_duration(self.required.within)}"
+        is_told = False
+        try:
+            seq = self.case(intent.request_id).request.last_seq
+            while names := self._behind(seq):
+                waited = time.monotonic() - began
+                if waited >= within or self._is_closing:
+                    why = "the bot is being stopped" if self._is_closing else in_vain
+                    self._give_up(intent, names, now + timedelta(seconds=waited), why)
+                if not is_told and waited >= _QUIET:
+                    if not self._places.acquire(blocking=False):
+                        self._give_up(intent, names, now + timedelta(seconds=waited), "as many wait for it already")
+                    is_told = True
+                    self._tell_held(intent, names, now + timedelta(seconds=waited))
+                    if held is not None:
+                        held(names)
+                self.required.wait(min(_ASK_AGAIN if is_told else _ASK_SOON, within - waited))
+                self._still_wanted(intent)
+        except BreakGlassError as error:
+            self._undo(intent, None, error, now + timedelta(seconds=time.monotonic() - began))
+            raise
+        finally:
+            if is_told:
+                self._places.release()
+        # What follows is written down as of when it happens; not held, it happens now.
+        return now + timedelta(seconds=time.monotonic() - began) if is_told else now
+
+    def _behind(self, seq: int) -> tuple[str, ...]:
+        with database_errors():
+            return self.required.behind(seq)
+
+    def _still_wanted(self, intent: Intent) -> None:
+        """Refuse when the request was ended, or the intent given up, while it was held."""
+        case = self.case(intent.request_id)
+        if case.state not in _OUT:
+            raise Conflict(f"{case.request.id} {now_is(case.state)}. No credential was made.", code="ended")
+        grant = next((g for g in case.grants if g.number == intent.number), None)
+        if (grant is None) is (intent.replaces is None) or (grant is not None and grant.ended_at is not None):
+            raise Conflict(
+                f"Another try to open {case.request.id} came first. Look at the newest message.", code="raced"
+            )
+
+    def _tell_held(self, intent: Intent, names: tuple[str, ...], now: datetime) -> None:
+        with self.turn(intent.request_id, now=now) as turn:
+            turn.move(
+                Action.HOLD,
+                data={
+                    "credential": intent.number,
+                    "waiting_for": list(names),
+                    "within_seconds": int(self.required.within.total_seconds()),
+                },
+            )
+
+    def _give_up(self, intent: Intent, names: tuple[str, ...], now: datetime, why: str) -> NoReturn:
+        """Say that it was in vain.
+
+        That a first credential is abandoned is an entry of its own; of a fresh one nothing was begun yet, and the
+        earlier one stays as it was.
+        """
+        if intent.replaces is not None:
+            with self.turn(intent.request_id, now=now) as turn:
+                data = {"credential": intent.number, "waiting_for": list(names), "given_up": True}
+                turn.move(Action.HOLD, data=data)
+        raise Unavailable(
+            "No credential was made, because what led to it must be in the log's copies first, and "
+            f"{', '.join(names)} did not take it ({why}). Have that mended, then press the button again.",
+            code="copy_behind",
         )
 
     def _level(self, row: Request) -> Level:
@@ -210,7 +360,7 @@ class Issuer(Door):
         Raises :class:`Unavailable` when Vault does not answer.
         """
         if grant.accessor is None:
-            return True  # nothing is ever read with a token whose accessor is not on record: step 3 of issue()
+            return True  # nothing is ever read with a token whose accessor is not on record: step 4 of issue()
         engine = ENGINES[grant.engine]
         self.vault.revoke_accessor(grant.accessor)
         if unread and self.vault.accessor_is_gone(grant.accessor):

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
-from storage import merkle
-from storage.audit import SYSTEM, append
+from storage import proofs
+from storage.audit import SYSTEM, Damaged, append
 from storage.database import DatabaseDown
 from storage.followers.seam import Copy, CopyTrouble, Item, Notary
 from storage.holder import is_dead, new_holder
@@ -118,7 +118,7 @@ class CopyRunner:
         self._hold = hold
         self._holder = holder or new_holder()
         self._now = now
-        self._consistency = consistency or _consistency
+        self._consistency = consistency or proofs.consistency
         self._jitter = jitter
         self._why: dict[str, str] = {}
         self._met: set[str] = set()  # copies whose last entry was compared since the last trouble
@@ -166,12 +166,15 @@ class CopyRunner:
     def drain(self, timeout: float) -> bool:
         """Wait until every copy has everything, for ``timeout`` seconds at the most, and say whether it has."""
         deadline = time.monotonic() + timeout
-        while any(one.entries for one in self.lag(self._now())):
-            self.wake()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
-            self.wait(min(left, 0.1))
+        try:
+            while any(one.entries for one in self.lag(self._now())):
+                self.wake()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                self.wait(min(left, 0.1))
+        except DatabaseDown:
+            return False
         return True
 
     def wait(self, seconds: float) -> None:
@@ -237,6 +240,8 @@ class CopyRunner:
             self._failed(name, str(trouble))
         except DatabaseDown:
             raise
+        except Damaged as damaged:
+            self._failed(name, f"Entry {damaged.seq} of the log is damaged: {damaged.sentence}")
         except Exception as error:
             # A copy that breaks in an unforeseen way is in trouble like any other; the log file has the traceback.
             log.exception("copy %s", name)
@@ -273,8 +278,8 @@ class CopyRunner:
         size = head.size
 
         def consistency(old: int) -> Sequence[bytes]:
-            with self._database.read() as proofs:
-                return self._consistency(proofs, old, size)
+            with self._database.read() as session:
+                return self._consistency(session, old, size)
 
         data = notary.anchor(head.note, before=before, consistency=consistency, now=self._now())
         anchor = Anchor(head_id=head.id, follower=name, kind=notary.kind, data=data, at=self._now())
@@ -503,8 +508,3 @@ def _is_anchored(session: Session, anchor: Anchor) -> bool:
     columns: Any = Anchor
     query = select(columns.id).where(columns.head_id == anchor.head_id, columns.follower == anchor.follower)
     return session.execute(query).first() is not None
-
-
-def _consistency(session: Session, old: int, size: int) -> Sequence[bytes]:
-    leaves = session.execute(select(_E.leaf_hash).where(_E.seq < size).order_by(_E.seq)).scalars().all()
-    return merkle.consistency_proof(leaves, old)
