@@ -46,7 +46,7 @@ from sqlmodel import Session
 
 from bot import app
 from bot.settings import from_environment
-from storage.models import Entry, Feed, Post
+from storage.models import Entry, Feed, Post, SignedHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +64,7 @@ _VAULT: Final = (
     (r"PUT sys/leases/lookup", "lease lookup"),
     (r"PUT sys/leases/revoke", "lease revoke"),
     (r".* auth/token/(lookup|renew)-self", "own token"),
+    (r"POST transit/sign/.*", "log sign"),
 )
 
 
@@ -162,6 +163,8 @@ def _note_rows(session: Session, *_: object) -> None:
             _note(session, row.event + ("!" if b'"refused":' in row.body else ""))
         elif isinstance(row, Post):
             _note(session, f"post {row.key.partition(':')[0]}")
+        elif isinstance(row, SignedHead):
+            _note(session, "log head")
     for row in (*session.new, *session.dirty):
         if isinstance(row, Feed):
             part = row.follower.partition(":")[2] or "lines"

@@ -548,9 +548,9 @@ def replayed(records: list[Record], case: Case) -> None:
 
 
 def chosen(passed: list[Point]) -> list[Point]:
-    """Choose where to die: each step of the request's own path, both sides; each step of the follower's once.
+    """Choose where to die: each step of the request's own path, both sides; each step of those who follow it once.
 
-    What the follower does is the same after each click, so that its steps are taken after the click at which they come
+    What the followers do is the same after each click, so that their steps are taken after the click at which they come
     first, and the calls that post and draw after the last one, too. A call that has an effect is also cut in mid-air.
     """
     found: dict[tuple[str, str, str, str], Point] = {}
@@ -559,7 +559,7 @@ def chosen(passed: list[Point]) -> list[Point]:
         if point.nth > 1 or (point.when == "during" and point.name not in IN_FLIGHT):
             continue
         first = seen.setdefault((point.kind, point.name, point.when), point.stage)
-        is_followers = point.name.startswith(("follow ", "chat."))
+        is_followers = point.name.startswith(("follow ", "chat.", "log "))
         is_repeated = point.stage != first and is_followers and not (point.stage == "done" and "chat." in point.name)
         if not is_repeated:
             found[point.stage, point.kind, point.name, point.when] = point
