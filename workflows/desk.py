@@ -509,10 +509,10 @@ class Desk(Issuer):
 
     def _gather(self, actor: Actor, request_id: str) -> Roster:
         self._own_team(actor)
-        with self._read() as session:
-            row = session.get(Request, request_id)
-        if row is None:
-            raise Conflict(f"There is no request {request_id}.", code="unknown_request")
+        try:
+            row = self.row(request_id)
+        except Invalid as missing:
+            raise Conflict(missing.sentence, code="unknown_request") from None
         return rules.gather(self.directory, self.policy, row.account, (actor.person, row.requester, *row.custodians))
 
     def _own_team(self, actor: Actor) -> None:

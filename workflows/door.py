@@ -150,6 +150,11 @@ class Door:
         with self._read() as session:
             return case_of(session, request_id)
 
+    def row(self, request_id: str) -> Request:
+        """Return only the request's own row, for those on whom somebody waits; errors as :meth:`case`."""
+        with self._read() as session:
+            return _row_of(session, request_id)
+
     def record(
         self, event: str, actor: Actor, data: Mapping[str, Any], *, request_id: str | None = None, now: datetime
     ) -> None:
@@ -227,12 +232,17 @@ class Door:
 
 def case_of(session: Session, request_id: str) -> Case:
     """Read a case; raises :class:`Invalid` when there is none of that name."""
-    row = session.get(Request, request_id)
-    if row is None:
-        raise Invalid(f"There is no request {request_id[:40]}. Check the number; it looks like BG-7KQ2.")
+    row = _row_of(session, request_id)
     return Case(
         row, tuple(decisions_of(session, row.id)), tuple(grants_of(session, row.id)), session.get(Review, row.id)
     )
+
+
+def _row_of(session: Session, request_id: str) -> Request:
+    row = session.get(Request, request_id)
+    if row is None:
+        raise Invalid(f"There is no request {request_id[:40]}. Check the number; it looks like BG-7KQ2.")
+    return row
 
 
 def decisions_of(session: Session, request_id: str) -> list[Decision]:

@@ -134,7 +134,7 @@ class Issuer(Door):
             # 2. "Show again" ends the old credential first: never two at once.
             if intent.replaces is not None:
                 self._replace(intent, now)
-            row = self.case(intent.request_id).request
+            row = self.row(intent.request_id)
             settings = self._level(row).settings
             # 3. A child token of its own. It holds nothing yet, and lives as long as the grant at the most.
             ttl = intent.ttl if row.expires_at is None else min(intent.ttl, row.expires_at - now)
