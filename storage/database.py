@@ -7,7 +7,8 @@ Rules
   it reads anything: SQLite ``BEGIN IMMEDIATE``, PostgreSQL one advisory lock that ends with the transaction. So what
   was read inside is still true at the commit, compare-and-set fails only when it should, and the log has no gap.
 * A reader sees one moment, and cannot write.
-* The log only grows: triggers refuse UPDATE, DELETE, TRUNCATE and every insert that is not the next entry.
+* The log only grows: triggers refuse UPDATE, DELETE, TRUNCATE and every insert that is not the next entry. One change
+  gets through: a body becomes NULL, in the transaction whose newest entry says so (``pruning.py``).
 * Whoever follows the log is woken after the commit, and can never undo it.
 * Library errors stop here: :class:`DatabaseDown` (no answer, or a no that may pass) and :class:`Clash` (a constraint).
   The URL holds a password, so it is in no message and no repr.
@@ -63,8 +64,16 @@ _POSTGRESQL_SESSION: Final = (
     "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
 )
 
+# What pruning may never touch, as a condition on the column ``event``; ``pruning.py`` says why.
+_KEPT: Final = "(event = 'log:rotate' OR substr(event, 1, 10) = 'retention:' OR substr(event, 1, 7) = 'policy:')"
+
 _SQLITE_GUARDS: Final = (
+    # The row in "pruned" counts only while the entry that it names is the newest: in the transaction that wrote both.
     """CREATE TRIGGER IF NOT EXISTS entry_no_update BEFORE UPDATE ON entry
+       WHEN NOT (OLD.body IS NOT NULL AND NEW.body IS NULL
+           AND NEW.seq IS OLD.seq AND NEW.request_id IS OLD.request_id AND NEW.event IS OLD.event
+           AND NEW.at IS OLD.at AND NEW.leaf_hash IS OLD.leaf_hash AND NEW.root IS OLD.root AND NEW.peaks IS OLD.peaks
+           AND EXISTS (SELECT 1 FROM pruned WHERE seq = OLD.seq AND apply_seq = (SELECT MAX(seq) FROM entry)))
        BEGIN SELECT RAISE(ABORT, 'the log only grows: update is refused'); END""",
     """CREATE TRIGGER IF NOT EXISTS entry_no_delete BEFORE DELETE ON entry
        BEGIN SELECT RAISE(ABORT, 'the log only grows: delete is refused'); END""",
@@ -73,6 +82,16 @@ _SQLITE_GUARDS: Final = (
     """CREATE TRIGGER IF NOT EXISTS entry_only_next BEFORE INSERT ON entry
        WHEN NEW.seq IS NOT (SELECT COALESCE(MAX(seq) + 1, 0) FROM entry)
        BEGIN SELECT RAISE(ABORT, 'the log only grows: this is not the next entry'); END""",
+    f"""CREATE TRIGGER IF NOT EXISTS pruned_only_now BEFORE INSERT ON pruned
+       WHEN NOT (NEW.seq < NEW.apply_seq
+           AND EXISTS (SELECT 1 FROM entry WHERE seq = NEW.apply_seq AND event = 'retention:apply'
+               AND seq = (SELECT MAX(seq) FROM entry))
+           AND EXISTS (SELECT 1 FROM entry WHERE seq = NEW.seq AND body IS NOT NULL AND NOT {_KEPT}))
+       BEGIN SELECT RAISE(ABORT, 'the log only grows: this cannot be pruned now'); END""",
+    """CREATE TRIGGER IF NOT EXISTS pruned_no_update BEFORE UPDATE ON pruned
+       BEGIN SELECT RAISE(ABORT, 'what was pruned stays on record: update is refused'); END""",
+    """CREATE TRIGGER IF NOT EXISTS pruned_no_delete BEFORE DELETE ON pruned
+       BEGIN SELECT RAISE(ABORT, 'what was pruned stays on record: delete is refused'); END""",
 )
 
 _POSTGRESQL_GUARDS: Final = (
@@ -93,20 +112,69 @@ _POSTGRESQL_GUARDS: Final = (
            END IF;
            RETURN NEW;
        END $$""",
+    """CREATE OR REPLACE FUNCTION entry_check_change() RETURNS trigger LANGUAGE plpgsql AS $$
+       DECLARE is_pruning boolean := false;
+       BEGIN
+           IF TG_OP = 'UPDATE' AND OLD.body IS NOT NULL AND NEW.body IS NULL
+               AND ROW(NEW.seq, NEW.request_id, NEW.event, NEW.at, NEW.leaf_hash, NEW.root, NEW.peaks)
+               IS NOT DISTINCT FROM ROW(OLD.seq, OLD.request_id, OLD.event, OLD.at, OLD.leaf_hash, OLD.root, OLD.peaks)
+           THEN
+               -- The row counts only while the entry that it names is the newest: in the transaction that wrote both.
+               EXECUTE 'SELECT EXISTS (SELECT 1 FROM ' || quote_ident(TG_TABLE_SCHEMA)
+                   || '.pruned WHERE seq = $1 AND apply_seq = (SELECT MAX(seq) FROM '
+                   || quote_ident(TG_TABLE_SCHEMA) || '.' || quote_ident(TG_TABLE_NAME) || '))'
+                   INTO is_pruning USING OLD.seq;
+           END IF;
+           IF is_pruning THEN RETURN NEW; END IF;
+           RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
+               MESSAGE = 'the log only grows: ' || lower(TG_OP) || ' is refused';
+       END $$""",
+    f"""CREATE OR REPLACE FUNCTION pruned_check_now() RETURNS trigger LANGUAGE plpgsql AS $$
+       DECLARE
+           is_right boolean;
+           log text := quote_ident(TG_TABLE_SCHEMA) || '.entry';
+       BEGIN
+           EXECUTE 'SELECT $1 < $2
+               AND EXISTS (SELECT 1 FROM ' || log || ' WHERE seq = $2 AND event = ''retention:apply''
+                   AND seq = (SELECT MAX(seq) FROM ' || log || '))
+               AND EXISTS (SELECT 1 FROM ' || log || ' WHERE seq = $1 AND body IS NOT NULL
+                   AND NOT {_KEPT.replace("'", "''")})'
+               INTO is_right USING NEW.seq, NEW.apply_seq;
+           IF is_right IS NOT TRUE THEN
+               RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
+                   MESSAGE = 'the log only grows: this cannot be pruned now';
+           END IF;
+           RETURN NEW;
+       END $$""",
+    """CREATE OR REPLACE FUNCTION pruned_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+       BEGIN
+           RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
+               MESSAGE = 'what was pruned stays on record: ' || lower(TG_OP) || ' is refused';
+       END $$""",
     """CREATE OR REPLACE TRIGGER entry_no_change BEFORE UPDATE OR DELETE ON entry
-       FOR EACH ROW EXECUTE FUNCTION entry_refuse()""",
+       FOR EACH ROW EXECUTE FUNCTION entry_check_change()""",
     """CREATE OR REPLACE TRIGGER entry_no_truncate BEFORE TRUNCATE ON entry
        FOR EACH STATEMENT EXECUTE FUNCTION entry_refuse()""",
     """CREATE OR REPLACE TRIGGER entry_only_next BEFORE INSERT ON entry
        FOR EACH ROW EXECUTE FUNCTION entry_check_next()""",
+    """CREATE OR REPLACE TRIGGER pruned_only_now BEFORE INSERT ON pruned
+       FOR EACH ROW EXECUTE FUNCTION pruned_check_now()""",
+    """CREATE OR REPLACE TRIGGER pruned_no_change BEFORE UPDATE OR DELETE ON pruned
+       FOR EACH ROW EXECUTE FUNCTION pruned_refuse()""",
+    """CREATE OR REPLACE TRIGGER pruned_no_truncate BEFORE TRUNCATE ON pruned
+       FOR EACH STATEMENT EXECUTE FUNCTION pruned_refuse()""",
     # ALWAYS: else "SET session_replication_role = replica" walks past them.
     "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_no_change",
     "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_no_truncate",
     "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_only_next",
+    "ALTER TABLE pruned ENABLE ALWAYS TRIGGER pruned_only_now",
+    "ALTER TABLE pruned ENABLE ALWAYS TRIGGER pruned_no_change",
+    "ALTER TABLE pruned ENABLE ALWAYS TRIGGER pruned_no_truncate",
 )
 _POSTGRESQL_GUARDS_STANDING: Final = """
-    SELECT count(*) FROM pg_trigger WHERE tgrelid = 'entry'::regclass AND tgenabled = 'A'
-    AND tgname IN ('entry_no_change', 'entry_no_truncate', 'entry_only_next')"""
+    SELECT count(*) FROM pg_trigger WHERE tgrelid IN ('entry'::regclass, 'pruned'::regclass) AND tgenabled = 'A'
+    AND tgname IN ('entry_no_change', 'entry_no_truncate', 'entry_only_next',
+        'pruned_only_now', 'pruned_no_change', 'pruned_no_truncate')"""
 
 
 class DatabaseDown(Exception):
@@ -180,7 +248,7 @@ class Database:
             if self.kind == "sqlite":
                 for statement in _SQLITE_GUARDS:
                     connection.exec_driver_sql(statement)
-            elif connection.scalar(text(_POSTGRESQL_GUARDS_STANDING)) != 3:
+            elif connection.scalar(text(_POSTGRESQL_GUARDS_STANDING)) != 6:
                 for statement in _POSTGRESQL_GUARDS:
                     connection.exec_driver_sql(statement)
 

@@ -215,7 +215,10 @@ class Review(SQLModel, table=True):
 
 
 class Entry(SQLModel, table=True):
-    """One record of the log. ``body`` is the canonical JSON, verbatim, and is what is hashed (``storage/audit.py``)."""
+    """One record of the log. ``body`` is the canonical JSON, verbatim, and is what is hashed (``storage/audit.py``).
+
+    A body of None was pruned; its hashes stay (``storage/pruning.py``).
+    """
 
     __tablename__: ClassVar[Any] = "entry"
 
@@ -224,10 +227,19 @@ class Entry(SQLModel, table=True):
     request_id: str | None = Field(default=None, index=True)
     event: str = Field(nullable=False, index=True)
     at: datetime = _time(index=True)
-    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    body: bytes | None = Field(sa_column=Column(LargeBinary, nullable=True))
     leaf_hash: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     root: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # RFC 6962 root of entries 0..seq
     peaks: bytes = Field(sa_column=Column(LargeBinary, nullable=False))  # roots of the perfect subtrees, left to right
+
+
+class Pruned(SQLModel, table=True):
+    """An entry whose body was pruned, and the entry that says so. Written before the body goes; never changed."""
+
+    __tablename__: ClassVar[Any] = "pruned"
+
+    seq: int = Field(primary_key=True, sa_column_kwargs={"autoincrement": False})
+    apply_seq: int = Field(nullable=False)
 
 
 class SignedHead(SQLModel, table=True):

@@ -104,10 +104,15 @@ _EMPTY: Final = "; ".join(
            WHERE datname = current_database() AND pid <> pg_backend_pid()""",
         "BEGIN",
         "ALTER TABLE entry DISABLE TRIGGER USER",
+        "ALTER TABLE pruned DISABLE TRIGGER USER",
         *(f'DELETE FROM "{table.name}"' for table in reversed(SQLModel.metadata.sorted_tables)),
         *(
             f"ALTER TABLE entry ENABLE ALWAYS TRIGGER {guard}"
             for guard in ("entry_no_change", "entry_no_truncate", "entry_only_next")
+        ),
+        *(
+            f"ALTER TABLE pruned ENABLE ALWAYS TRIGGER {guard}"
+            for guard in ("pruned_only_now", "pruned_no_change", "pruned_no_truncate")
         ),
         "COMMIT",
     )

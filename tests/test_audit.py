@@ -68,7 +68,8 @@ def unguarded(database_url: str) -> Iterator[Any]:
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite":
         with closing(sqlite3.connect(str(url.database))) as connection:
-            guards = [row[0] for row in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger'")]
+            found = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'entry'")
+            guards = [row[0] for row in found]
             for name in ("entry_no_update", "entry_no_delete", "entry_only_next"):
                 connection.execute(f"DROP TRIGGER {name}")
             yield lambda sql, *args: connection.execute(sql.replace("%s", "?"), args)
