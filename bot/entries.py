@@ -159,6 +159,10 @@ def _behind_line(record: Record, _who: str, _case: Case | None, _name: str) -> W
     return f"*The log's copy* {name} *is behind*: it {missing}, the oldest for {span}.{stops} {why}", []
 
 
+def _reset_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    return f"{who} had the log's copy `{escape(str(record.data.get('copy', '')), 100)}` begun anew.", []
+
+
 def _caught_up_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
     return f"The log's copy `{escape(str(record.data.get('copy', '')), 100)}` has caught up; nothing was lost.", []
 
@@ -241,6 +245,7 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         "log:alarm": _alarm_line,
         "copy:behind": _behind_line,
         "copy:caught_up": _caught_up_line,
+        "copy:reset": _reset_line,
     }
 )
 
