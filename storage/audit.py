@@ -7,6 +7,8 @@ Rules
 * The sequence begins at 0 and has no gap. Each entry carries its RFC 6962 leaf hash and the root of the log through it.
 * The columns beside the body repeat it for queries; where they differ from it, the log was tampered with.
 * Reading is strict: what the canonical writer would not have written is not an entry.
+* A body that was pruned is gone for good (``pruning.py``): such an entry is read from its columns, as a
+  :class:`Record` that is pruned. It counts only where the log says that it was pruned.
 
 The format is described for other implementers in ``FORMAT.md``.
 """
@@ -23,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from storage import merkle
-from storage.models import Entry
+from storage import merkle, pruning
+from storage.models import Entry, Pruned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sqlmodel import Session
 
@@ -49,7 +51,9 @@ _NAME: Final = re.compile(r"[!-~]{1,64}", re.ASCII)  # printable, no space: ids,
 _AT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _PAGE: Final = 1000
+_GONE: Final = "Its body is gone, and nothing in the log says that it was pruned."
 _E: Final[Any] = Entry  # its columns, in queries: SQLModel types them as the values
+_P: Final[Any] = Pruned
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +65,15 @@ class Actor:
 
 
 SYSTEM: Final = Actor(team="", person="system")
+NOBODY: Final = Actor(team="", person="")  # of a pruned entry: who did it is not known any more
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One entry as read: the parsed body, the body itself and its two hashes (32 bytes each)."""
+    """One entry as read: the parsed body, the body itself and its two hashes (32 bytes each).
+
+    Of a pruned one only number, time, event and request are known, from its columns; its actor is :data:`NOBODY`.
+    """
 
     seq: int
     at: datetime
@@ -81,6 +89,11 @@ class Record:
     body: bytes = field(repr=False)
     leaf_hash: bytes = field(repr=False)
     root: bytes = field(repr=False)
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether only its hashes and columns are left."""
+        return not self.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,17 +357,21 @@ def read_entries(
     session: Session,
     *,
     request_id: str | None = None,
+    events: Collection[str] | None = None,
     after: int = -1,
     until_seq: int | None = None,
     limit: int | None = None,
 ) -> list[Record]:
     """Entries after seq ``after`` through ``until_seq``, in order.
 
-    ``request_id``: those of one request; ``""``: those about no request; None: all. Raises :class:`Damaged`.
+    ``request_id``: those of one request; ``""``: those about no request; None: all. ``events``: those of these events.
+    Raises :class:`Damaged`.
     """
     query = select(Entry).where(_E.seq > after).order_by(_E.seq)
     if request_id is not None:
         query = query.where(_E.request_id == request_id if request_id else _E.request_id.is_(None))
+    if events is not None:
+        query = query.where(_E.event.in_(events))
     if until_seq is not None:
         query = query.where(_E.seq <= until_seq)
     if limit is not None:
@@ -364,13 +381,24 @@ def read_entries(
     except _UNREADABLE as error:
         found = check(session)
         raise Damaged(found.seq if found and found.seq is not None else 0, _UNREADABLE_SENTENCE) from error
-    return [_read_row(entry, entry.seq) for entry in entries]
+    records = [_read_row(entry, entry.seq) for entry in entries]
+    pruned = [record.seq for record in records if record.is_pruned]
+    if pruned:
+        # What the log itself says of them is for check(): here the table stands in, which its guards keep.
+        query = select(_P.seq).where(_P.seq.between(pruned[0], pruned[-1]))
+        known = set(session.execute(query).scalars())
+        unknown = next((seq for seq in pruned if seq not in known), None)
+        if unknown is not None:
+            raise Damaged(unknown, _GONE)
+    return records
 
 
 def _read_row(row: Any, seq: int) -> Record:  # noqa: ANN401 - an Entry, or a row with its columns
     """Parse the row that stands where entry ``seq`` belongs. Raises :class:`Damaged`."""
     if row.seq != seq:
         raise Damaged(seq, f"It is missing: the next stored entry is {row.seq}.")
+    if row.body is None:
+        return _read_pruned(row, seq)
     if not isinstance(row.body, bytes):
         raise Damaged(seq, _UNREADABLE_SENTENCE)
     if row.leaf_hash != merkle.leaf_hash(row.body):
@@ -385,6 +413,29 @@ def _read_row(row: Any, seq: int) -> Record:  # noqa: ANN401 - an Entry, or a ro
     if (row.request_id, row.event, row.at) != (record.request_id, record.event, record.at):
         raise Damaged(seq, "Its columns say something else than its body.")
     return record
+
+
+def _read_pruned(row: Any, seq: int) -> Record:  # noqa: ANN401 - an Entry, or a row with its columns
+    """Read what is left of a pruned entry. Raises :class:`Damaged`."""
+    known = (row.leaf_hash, bytes), (row.root, bytes), (row.event, str), (row.at, datetime)
+    if not all(isinstance(value, kind) for value, kind in known) or len(row.leaf_hash) != merkle.WIDTH:
+        raise Damaged(seq, _UNREADABLE_SENTENCE)
+    return Record(
+        seq=seq,
+        at=row.at,
+        event=row.event,
+        request_id=row.request_id,
+        actor=NOBODY,
+        source=None,
+        target=None,
+        version=None,
+        policy=None,
+        refused=None,
+        data={},
+        body=b"",
+        leaf_hash=row.leaf_hash,
+        root=row.root,
+    )
 
 
 def head(session: Session) -> Head:
@@ -407,13 +458,19 @@ def check(session: Session, *, trusted: Head | None = None) -> Finding | None:
 def _check(session: Session, trusted: Head | None, page: int) -> Finding | None:
     peaks = b""
     size = 0
+    pruned: list[int] = []
+    claims: dict[int, pruning.Claim] = {}
     rows = _rows(session, page)
     while True:
         try:
             row = next(rows, None)
             if row is None:
                 break
-            _read_row(row, size)
+            record = _read_row(row, size)
+            if record.is_pruned:
+                pruned.append(size)
+            elif record.event == pruning.APPLY and record.refused is None:
+                claims[size] = _read_claim(record)
         except Damaged as damaged:
             return Finding(damaged.seq, damaged.sentence)
         except _UNREADABLE:  # a whole page fails for one row of it: go row by row to name that one
@@ -428,6 +485,24 @@ def _check(session: Session, trusted: Head | None, page: int) -> Finding | None:
             return Finding(size - 1, "The log up to here is not the one whose head is trusted: it was rewritten.")
     if trusted is not None and trusted.size > size:
         return Finding(size, f"It is missing: the trusted head is over {trusted.size} entries.")
+    return _check_pruned(session, pruned, claims)
+
+
+def _read_claim(record: Record) -> pruning.Claim:
+    try:
+        return pruning.read_claim(record.seq, record.data)
+    except ValueError as error:
+        raise Damaged(record.seq, f"It says that entries were pruned, but {error}.") from None
+
+
+def _check_pruned(session: Session, pruned: Sequence[int], claims: Mapping[int, pruning.Claim]) -> Finding | None:
+    """Check that each body that is gone was pruned by an entry, and that its columns are as they were then."""
+    unsaid = pruning.missing_from(pruned, claims.values())
+    if unsaid is not None:
+        return Finding(unsaid, _GONE)
+    for seq, claimed in claims.items():
+        if pruning.claim(session, claimed.ranges) != claimed:
+            return Finding(seq, "An entry that it pruned has other columns now, or it names other entries.")
     return None
 
 
