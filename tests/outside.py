@@ -303,18 +303,21 @@ def _reset(one: socket.socket) -> None:
 
 
 class Authority:
-    """A certificate authority in a folder; ``file`` is its root."""
+    """A certificate authority in a folder; ``file`` is its certificate: a root, or issued by ``parent``."""
 
-    def __init__(self, folder: Path, name: str = "test authority") -> None:
+    def __init__(self, folder: Path, name: str = "test authority", parent: Authority | None = None) -> None:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = _builder(self._name, self._name, self._key, DAY).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        issuer = parent or self
+        certificate = (
+            _builder(self._name, issuer._name, self._key, DAY)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer._key.public_key()), critical=False)
+            .sign(issuer._key, hashes.SHA256())
         )
-        self._root = builder.sign(self._key, hashes.SHA256())
         self.file = folder / f"{name.replace(' ', '-')}.pem"
-        self.file.write_bytes(self._root.public_bytes(serialization.Encoding.PEM))
+        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
         self,

@@ -8,7 +8,8 @@ Rules
   certificate for time stamping that leads to the authorities in ``ca_file``. Stored is the token alone (DER).
 * ``ca_file`` has the authority's root, and its certificates in between if it does not send them. What the web server's
   TLS is checked against is ``tls_ca_file``.
-* The library reads DER strictly: an authority that sends several certificates in another order than DER's is refused.
+* The library reads DER strictly. An authority that sends several certificates in another order than DER's is asked to
+  send none, once its own certificate stands in ``ca_file`` too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from storage.followers.seam import CopyTrouble, Kind, Place
 from storage.followers.wire import SECONDS, Web
@@ -46,6 +48,7 @@ class Authority:
     ) -> None:
         self.name = name
         self._certificates = tuple(certificates)
+        self._own = next(filter(_is_stamping, certificates), None)
         self._web = Web("the time stamp authority", name, url, tls_ca_file, True, seconds)
 
     def anchor(
@@ -58,8 +61,8 @@ class Authority:
     ) -> bytes:
         """Return the token over the head (DER); see :class:`storage.followers.seam.Notary`."""
         library = _library(self.name)
-        builder = library.TimestampRequestBuilder(data=head, hash_algorithm=library.HashAlgorithm.SHA256)
-        request = builder.build()
+        algorithm = library.HashAlgorithm.SHA256
+        request = library.TimestampRequestBuilder(head, algorithm, nonce=True, cert_req=self._own is None).build()
         answer = self._web.post(request.as_bytes(), {"Content-Type": "application/timestamp-query"})
         if answer.status != 200:
             raise self._web.refused(answer)
@@ -67,7 +70,12 @@ class Authority:
             raise CopyTrouble(f"{self._what} does not answer with a time stamp: is its address right?")
         try:
             response = library.decode_timestamp_response(answer.body)
-        except ValueError:
+        except ValueError as error:
+            if "InvalidSetOrdering" in str(error):
+                raise CopyTrouble(
+                    f"{self._what} sends its certificates in an order that DER does not allow: "
+                    "add its own certificate to the CA file, so that it need not send any."
+                ) from None
             raise CopyTrouble(f"{self._what} answers with something that is not strict DER.") from None
         if response.status != _GRANTED:
             # What it says goes into a sentence of ours, so that it is kept short and to one line.
@@ -85,7 +93,11 @@ class Authority:
     def _check(self, library: Any, request: Any, response: Any, head: SignedNote) -> None:  # noqa: ANN401
         # What the library reads lazily, it may find wrong only now: ValueError, or no attribute at all.
         verifier = library.VerifierBuilder.from_request(request)
+        if self._own is not None:
+            verifier = verifier.tsa_certificate(self._own)
         for certificate in self._certificates:
+            if certificate == self._own:
+                continue
             is_root = certificate.issuer == certificate.subject
             add = verifier.add_root_certificate if is_root else verifier.add_intermediate_certificate
             verifier = add(certificate)
@@ -96,6 +108,14 @@ class Authority:
                 f"The time stamp of {self.name} does not verify: it is over something else, or its certificate does "
                 "not lead to the authorities in the CA file."
             ) from None
+
+
+def _is_stamping(certificate: x509.Certificate) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return ExtendedKeyUsageOID.TIME_STAMPING in usage
 
 
 def _library(name: str) -> Any:  # noqa: ANN401 - optional, so that it has no type here
