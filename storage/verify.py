@@ -1,38 +1,44 @@
-"""Is this export what the log held, and if not, which entry is wrong?
+"""Is what is stored, exported or copied the log that was written, and if not, which entries are wrong?
 
 Rules
 -----
-* Nothing is trusted but the file's own bytes; no database, no key and no network is used.
-* Every hash is recomputed, every proof is followed, every line is read strictly: one spelling of each value.
-* A hostile file gets findings, never an exception and never unbounded memory.
-* What cannot be seen from a file alone is a whole log made up anew. Compare the head (size and root) with one that was
-  received elsewhere or earlier; ``FORMAT.md`` says how.
+* What is judged of bytes, hashes, heads and rules is judged by ``standalone.py``, the very file that every bundle
+  carries. Here is only where the entries come from: a file, the table, a copy outside.
+* Everything is found, and each damage is named once, where it is: after a wrong hash the walk goes on from what the
+  next row says of the tree, so that one changed row does not condemn all that follow.
+* The table is read as it lies there, not through the models: what somebody put into a column by force is a finding,
+  not an exception.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import re
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from storage import audit, merkle
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from storage import standalone
 from storage.audit import Finding, Head
-from storage.export import BOM, COLUMNS, FORMAT, csv_fact, csv_line, json_line, people_cells
+from storage.database import DatabaseDown
+from storage.standalone import Kind, Peaks, Seen, read_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from datetime import datetime
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
-    from typing import BinaryIO
+
+    from sqlmodel import Session
+
+    from storage.database import Database
+    from storage.followers.seam import Copy, Item
+    from storage.standalone import Findings, Key, Replay
 
 MAX_FINDINGS: Final = 50
-# A body has at most 60,000 bytes; escaped for JSON in JSON each of them takes at most eleven.
-_MAX_LINE: Final = 1 << 20
-_HASH: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_NOT_AN_EXPORT: Final = "This is not an export that this version can read."
+_PAGE: Final = 1000
+_BATCH: Final = 400
+_COLUMNS: Final = "seq, request_id, event, at, body, leaf_hash, root, peaks"
+_UNREADABLE: Final = (TypeError, ValueError, DBAPIError, DatabaseDown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,280 +56,383 @@ class Report:
 
 
 def verify_file(path: Path | str) -> Report:
-    """Check an export, either format. Findings come in the order of the file; a file that cannot be read is one."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a str is a path here, too
-            return _Verifier().run(file)
-    except OSError as error:
-        return Report(entries=0, findings=(Finding(None, f"The file cannot be read: {error.strerror}."),))
+    """Check an export's hashes, either format; whether it kept to the rules is the other half of standalone.verify.
+
+    Findings come in the order of the file; a file that cannot be read is one.
+    """
+    found = standalone.verify(path, rules=False, limit=MAX_FINDINGS)
+    return Report(
+        entries=found.entries,
+        findings=tuple(Finding(one.seq, one.sentence) for one in found.findings),
+        head=Head(*found.head) if found.head else None,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    head: Head
-    count: int
-    since: datetime | None
-    until: datetime | None
-    account: str | None
-    request_id: str | None
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the entries must follow each other without a hole."""
-        return self.account is None and self.request_id is None
+# --- the table -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _EntryLine:
+class _Misplaced(NamedTuple):
+    """A row whose body says that it is another entry."""
+
     seq: int
-    body: bytes
-    leaf: bytes
-    proof: tuple[bytes, ...]
-    cells: tuple[str, ...] | None = None  # of a CSV row
+    says: int
 
 
-@dataclass(frozen=True, slots=True)
-class _ClosingLine:
-    count: int
-    sha256: str
+class Walk:
+    """Goes through the stored log once, from its first entry to its last, inside one :meth:`Database.read`.
 
+    ``replay`` gets each sound entry. ``heads`` (size, time; in the order of their signing) tell until when each entry
+    was signed; one that waited longer than ``patience`` for its first head is a late anchor.
+    """
 
-class _Verifier:
-    """One pass over one file."""
+    def __init__(
+        self,
+        session: Session,
+        findings: Findings,
+        replay: Replay,
+        *,
+        heads: Iterable[tuple[int, datetime | None]] = (),
+        patience: timedelta,
+        wanted: Iterable[int] = (),
+    ) -> None:
+        self.size = 0
+        self.roots: dict[int, bytes] = {0: standalone.EMPTY_ROOT}
+        self.doubtful: set[int] = set()  # rows whose root cannot be compared with a head
+        self._session = session
+        self._findings = findings
+        self._replay = replay
+        self._heads = iter(heads)
+        self._head = next(self._heads, None)
+        self._is_first_head = True
+        self._signed_through = 0  # entries below have been looked at for their head
+        self._unsigned_since: tuple[int, datetime] | None = None
+        self._patience = patience
+        self._wanted = frozenset(wanted)
+        self._tree = Peaks()
+        self._misplaced: list[_Misplaced] = []
+        self._has_heads = self._head is not None
 
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
-        self.entries = 0
-        self.last: tuple[int, datetime | None] | None = None
-        self.passed = sha256()  # over the lines before the present one
+    def run(self, *, now: datetime) -> None:
+        """Go through it. Findings are in the order of the entries, but for those that show only at the end."""
+        for row in _rows(self._session):
+            if row.seq > self.size:
+                self._gap(self.size, row.seq)
+            self._row(row)
+            self.size = row.seq + 1
+        self._place()
+        if self._unsigned_since is not None and now - self._unsigned_since[1] > self._patience:
+            seq, at = self._unsigned_since
+            self._findings.add(
+                Kind.LATE_ANCHOR, seq, f"It was written at {at:%Y-%m-%dT%H:%M:%SZ}, and no head was signed since."
+            )
 
-    def find(self, seq: int | None, sentence: str) -> None:
-        if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(seq, sentence))
-        elif len(self.findings) == MAX_FINDINGS:
-            self.findings.append(Finding(None, "There are more findings than are listed."))
+    def _gap(self, first: int, following: int) -> None:
+        many = following - first
+        others = f", and so are the others up to {following - 1}" if many > 1 else ""
+        self._findings.add(Kind.MISSING, first, f"It is missing{others}: the next stored entry is {following}.")
+        for seq in range(first, min(following, first + _PAGE)):
+            self._replay.hole(seq)
+        self._replay.hole(following - 1)
 
-    def run(self, file: BinaryIO) -> Report:
-        lines = _lines(file)
-        first = next(lines, b"")
-        is_csv = first == BOM + csv_line(COLUMNS)
-        if is_csv:
-            self.passed.update(first)
-            first = next(lines, b"")
-        try:
-            header = _read_header(_read_csv_fact("export", first) if is_csv else _read_json(first))
-        except ValueError:
-            self.find(None, _NOT_AN_EXPORT)
-            return Report(entries=0, findings=tuple(self.findings))
-        self.passed.update(first)
-        closing: _ClosingLine | None = None
-        for number, line in enumerate(lines, start=3 if is_csv else 2):
-            if closing is not None:
-                self.find(None, f"Line {number} stands after the closing line.")
-                break
+    def _row(self, row: Any) -> None:  # noqa: ANN401 - a row with _COLUMNS
+        seq, body, leaf = row.seq, row.body, row.leaf_hash
+        wrong = self._kinds(row)
+        if wrong is None and standalone.leaf_hash(body) != leaf:
+            wrong = "Its body or its leaf hash was changed: they do not belong together."
+        entry = None
+        if wrong is None:
             try:
-                read = _read_csv(line) if is_csv else _read_jsonl(line)
+                entry = standalone.read_body(str(body, "utf-8"))
             except ValueError as error:
-                self.find(None, f"Line {number} is not a line of an export: {error}.")
-                if len(line) > _MAX_LINE:
-                    break
+                wrong = f"Its body was not written by the log: {error}."
+        is_misplaced = entry is not None and entry["seq"] != seq
+        if entry is not None and is_misplaced:
+            self._misplaced.append(_Misplaced(seq, entry["seq"]))
+        tree = self._grow(row)
+        if wrong is None and not is_misplaced:
+            wrong = tree
+        if tree is not None:
+            self.doubtful.add(seq)
+        if wrong is not None:
+            self._findings.add(Kind.ALTERED, seq, wrong)
+        if entry is not None:
+            self._anchor(seq, entry["at"])
+        if entry is None or wrong is not None or is_misplaced:
+            self._replay.hole(seq)
+        else:
+            if not _is_repeated(row, entry):
+                self._findings.add(Kind.ALTERED, seq, "Its columns say something else than its body.")
+            self._replay.take(seq, entry, leaf)
+
+    @staticmethod
+    def _kinds(row: Any) -> str | None:  # noqa: ANN401 - a row with _COLUMNS
+        if row.body is None and type(row.leaf_hash) is bytes:
+            return "Its body is gone."
+        if not all(type(value) is bytes for value in (row.body, row.leaf_hash, row.root, row.peaks)):
+            return "Its row cannot be read: it holds values of another kind."
+        return None
+
+    def _grow(self, row: Any) -> str | None:  # noqa: ANN401 - a row with _COLUMNS
+        """Add the row to the tree, and compare; where it does not fit, go on from what the row says, if that is sound.
+
+        Else one changed row would be found again in every row after it.
+        """
+        tree, wrong = self._tree, None
+        if tree.size != row.seq:
+            wrong = ""  # after a hole nothing can be compared
+        elif type(row.leaf_hash) is not bytes or len(row.leaf_hash) != standalone.WIDTH:
+            wrong = "Its leaf hash is none."
+        else:
+            tree.push(row.leaf_hash)
+            if b"".join(tree.peaks) != row.peaks:
+                wrong = "Its peaks are not those of the entries up to here: it was changed, or one before it."
+            elif tree.root() != row.root:
+                wrong = "Its root is not that of the entries up to here."
+        if wrong is not None:
+            stated = _peaks(row)
+            if stated is not None:
+                self._tree = stated
+            elif wrong == "":
+                self._tree = Peaks(row.seq + 1, [b""] * (row.seq + 1).bit_count())
+        if row.seq + 1 in self._wanted:
+            self.roots[row.seq + 1] = self._tree.root()
+        return wrong or None
+
+    def _anchor(self, seq: int, at: str) -> None:
+        """Compare the entry's time with that of the first head over it."""
+        if not self._has_heads or seq < self._signed_through:
+            return
+        is_new = self._signed_through == seq == 0
+        while self._head is not None and self._head[0] <= seq:
+            self._head, self._is_first_head, is_new = next(self._heads, None), False, True
+        written = read_time(at)
+        if self._head is None:
+            self._unsigned_since = self._unsigned_since or (seq, written)
+            return
+        self._signed_through = self._head[0]
+        signed = self._head[1]
+        # What was written before the log was ever signed waited for no head.
+        if is_new and not self._is_first_head and signed is not None and signed - written > self._patience:
+            self._findings.add(
+                Kind.LATE_ANCHOR,
+                seq,
+                f"It was written at {written:%Y-%m-%dT%H:%M:%SZ}, and its first head was signed at "
+                f"{signed:%Y-%m-%dT%H:%M:%SZ} only.",
+            )
+
+    def _place(self) -> None:
+        """Name what was done to rows whose bodies say that they are others."""
+        moved = {one.seq: one.says for one in self._misplaced}
+        before: int | None = None
+        for seq, says in moved.items():
+            offset = says - seq
+            is_shifted = moved.get(seq - 1) == says - 1 or moved.get(seq + 1) == says + 1
+            if is_shifted and before == offset and moved.get(seq - 1) == says - 1:
+                continue  # named at the first of them
+            before = offset
+            if offset > 0 and (is_shifted or says >= self.size):
+                self._findings.add(Kind.MISSING, seq, f"It is missing: what stands in its place is entry {says}.")
+            elif offset < 0 and is_shifted:
+                self._findings.add(Kind.DOUBLED, seq, f"An entry was put in: from here on entry {says} is moved.")
+            elif says in moved:
+                self._findings.add(Kind.REORDERED, seq, f"Its body says that it is entry {says}.")
             else:
-                if isinstance(read, _ClosingLine):
-                    closing = read
-                    self._close(closing)
-                else:
-                    self._enter(read, header)
-            self.passed.update(line)
-        if closing is None:
-            self.find(None, "The file ends without its closing line: it was cut off.")
-        self._finish(header)
-        return Report(entries=self.entries, findings=tuple(self.findings), head=header.head)
+                self._findings.add(Kind.DOUBLED, seq, f"Entry {says} stands here once more.")
 
-    def _enter(self, line: _EntryLine, header: _Header) -> None:
-        """Check one entry: its place, its body, its hash, its proof, its being selected."""
-        self.entries += 1
-        highest = self.last[0] if self.last else None
-        if highest is not None and line.seq <= highest:
-            again = "stands in the file twice" if line.seq == highest else f"stands after entry {highest}"
-            self.find(line.seq, f"It {again}.")
-        elif header.is_run and highest is not None and line.seq != highest + 1:
-            self.find(highest + 1, "It is missing from its place.")
-        if highest is None or line.seq > highest:
-            self.last = (line.seq, None)
-        if line.leaf != merkle.leaf_hash(line.body):
-            self.find(line.seq, "Its body or its leaf hash was changed: they do not belong together.")
-        elif not merkle.verify_inclusion(line.leaf, line.seq, header.head.size, line.proof, header.head.root):
-            self.find(line.seq, "Its proof does not lead to the head: it is not this entry of this log.")
+
+def _is_repeated(row: Any, entry: dict[str, Any]) -> bool:  # noqa: ANN401 - a row with _COLUMNS
+    """Whether the columns beside the body repeat it; changed ones would hide an entry from its request."""
+    if (row.request_id, row.event) != (entry.get("request"), entry["event"]):
+        return False
+    at = entry["at"]
+    return row.at == f"{at[:10]} {at[11:-1]}" or read_stored_time(row.at) == read_time(at)
+
+
+def read_stored_time(value: object) -> datetime | None:
+    """Read a time as a driver gives it: SQLite's text, PostgreSQL's datetime. None for anything else."""
+    if isinstance(value, str):
         try:
-            record = audit.parse(line.body)
-        except ValueError as error:
-            self.find(line.seq, f"Its body was not written by the log: {error}.")
-            return
-        if record.seq != line.seq:
-            self.find(line.seq, f"Its body says that it is entry {record.seq}.")
-        if line.cells is not None and line.cells != tuple(people_cells(record, line.cells[4])):
-            self.find(line.seq, "Its readable columns say something else than its body.")
-        if highest is None:
-            self._begin(record, header)
-        if not header.is_run and not _is_selected(record, header):
-            self.find(line.seq, "It does not belong to what the header says was selected.")
-        if self.last == (line.seq, None):
-            self.last = (line.seq, record.at)
-
-    def _begin(self, record: audit.Record, header: _Header) -> None:
-        """Check that a run begins where the selection says."""
-        if not header.is_run:
-            return
-        if header.since is None and record.seq != 0:
-            self.find(0, "It is missing: nothing says that the export should begin later.")
-        elif header.since is not None and record.at < header.since:
-            self.find(record.seq, "It is from before the time that the header says was selected.")
-
-    def _finish(self, header: _Header) -> None:
-        """Check that all of the selection is there."""
-        if self.entries != header.count:
-            self.find(None, f"The header promises {header.count} entries, and there are {self.entries}.")
-        if not header.is_run:
-            return
-        if self.last is None:
-            if header.since is None and header.until is None and header.head.size:
-                self.find(0, "It is missing: the whole log was selected.")
-            return
-        seq, at = self.last
-        if header.until is None and seq != header.head.size - 1:
-            self.find(seq + 1, "It is missing: nothing says that the export should end earlier.")
-        elif header.until is not None and at is not None and at > header.until:
-            self.find(seq, "It is from after the time that the header says was selected.")
-
-    def _close(self, closing: _ClosingLine) -> None:
-        if closing.count != self.entries:
-            self.find(None, f"The closing line counts {closing.count} entries, and there are {self.entries}.")
-        if closing.sha256 != self.passed.hexdigest():
-            self.find(None, "The closing hash does not match: a line was changed, dropped, added or moved.")
+            return datetime.fromisoformat(value).replace(tzinfo=UTC)
+        except ValueError:
+            return None
+    return value if isinstance(value, datetime) and value.tzinfo is not None else None
 
 
-def _is_selected(record: audit.Record, header: _Header) -> bool:
-    return (
-        (header.since is None or record.at >= header.since)
-        and (header.until is None or record.at <= header.until)
-        and (header.request_id is None or record.request_id == header.request_id)
-        and (header.account is None or record.request_id is not None)
-    )
+def _peaks(row: Any) -> Peaks | None:  # noqa: ANN401 - a row with _COLUMNS
+    """Return the tree as the row states it, if it is one."""
+    size, width = row.seq + 1, standalone.WIDTH
+    if type(row.peaks) is not bytes or len(row.peaks) != width * size.bit_count():
+        return None
+    stated = Peaks(size, (row.peaks[at : at + width] for at in range(0, len(row.peaks), width)))
+    return stated if stated.root() == row.root else None
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines with their ends. One that is too long is cut, so that it is refused and nothing piles up."""
-    return iter(lambda: file.readline(_MAX_LINE + 1), b"")
-
-
-# --- reading lines: ValueError says what is wrong ------------------------------------------------------------------
-
-
-def _read_json(line: bytes) -> dict[str, Any]:
+def _rows(session: Session) -> Iterator[Any]:
+    """Give the rows in order; one that the driver cannot read comes with None in the columns that it cannot."""
+    query = text(f"SELECT {_COLUMNS} FROM entry ORDER BY seq")
+    last = -1
     try:
-        members = json.loads(line)
-        is_canonical = type(members) is dict and json_line(members) == line
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
-    if not is_canonical:
-        raise ValueError("it is not written as an export is")
-    return dict(members)
+        for row in session.execute(query, execution_options={"yield_per": _PAGE}):
+            yield row
+            last = row.seq
+    except _UNREADABLE:
+        numbers = session.execute(text("SELECT seq FROM entry WHERE seq > :last ORDER BY seq"), {"last": last})
+        for (seq,) in list(numbers):
+            yield _one_row(session, seq)
 
 
-def _read_row(line: bytes) -> list[str]:
+def _one_row(session: Session, seq: int) -> Any:  # noqa: ANN401 - a row with _COLUMNS
     try:
-        (cells,) = csv.reader([line.decode()], strict=True)
-        is_canonical = len(cells) == len(COLUMNS) and csv_line(cells) == line
-    except (ValueError, csv.Error):
-        raise ValueError("it is not a row") from None
-    if not is_canonical:
-        raise ValueError("it is not written as an export is")
-    return cells
+        return session.execute(text(f"SELECT {_COLUMNS} FROM entry WHERE seq = :seq"), {"seq": seq}).one()
+    except _UNREADABLE:
+        return _Broken(seq)
 
 
-def _read_csv_fact(name: str, line: bytes) -> dict[str, Any]:
-    cells = _read_row(line)
-    members = _read_json(cells[-3].encode() + b"\n")
-    if csv_fact(name, members) != line:
-        raise ValueError("it is not written as an export is")
-    return members
+class _Broken(NamedTuple):
+    """A row of which only the number can be read."""
+
+    seq: int
+    request_id: None = None
+    event: None = None
+    at: None = None
+    body: None = None
+    leaf_hash: None = None
+    root: None = None
+    peaks: None = None
 
 
-def _read_jsonl(line: bytes) -> _EntryLine | _ClosingLine:
-    members = _read_json(line)
-    if set(members) == {"count", "sha256"}:
-        return _read_closing(members)
-    if set(members) != {"seq", "body", "leaf", "proof"}:
-        raise ValueError("it is neither an entry nor the closing line")
-    body, proof = members["body"], members["proof"]
-    if not isinstance(body, str) or not isinstance(proof, list):
-        raise ValueError("its body or its proof is of the wrong kind")  # noqa: TRY004 - all that is wrong is ValueError
-    return _EntryLine(
-        seq=_count(members["seq"]), body=_encode(body), leaf=_hash(members["leaf"]), proof=tuple(map(_hash, proof))
+# --- signed heads --------------------------------------------------------------------------------------------------
+
+
+def head_times(session: Session) -> Iterator[tuple[int, datetime | None]]:
+    """Give size and time of the stored heads, in the order of their signing."""
+    query = text("SELECT size, at FROM signed_head ORDER BY id")
+    for size, at in session.execute(query, execution_options={"yield_per": _PAGE}):
+        yield size, read_stored_time(at)
+
+
+def trusted(session: Session, keys: Iterable[Key], replay: Replay) -> tuple[Key, ...]:
+    """Return the keys with those that they vouch for in a rotation."""
+
+    def notes_over(size: int) -> list[bytes]:
+        found = session.execute(text("SELECT note FROM signed_head WHERE size = :size ORDER BY id"), {"size": size})
+        return [bytes(note) for (note,) in found if isinstance(note, bytes)]
+
+    return standalone.trusted(keys, replay.rotations, notes_over)
+
+
+def check_heads(session: Session, findings: Findings, keys: Iterable[Key], walk: Walk, replay: Replay) -> int:
+    """Check every stored head against the log and the keys of :func:`trusted`; return how many there are."""
+    checker = standalone.Heads(findings, keys, replay.rotations, walk.size)
+    query = text(
+        "SELECT h.id, h.size, h.root, h.note, h.at, e.root AS log_root FROM signed_head h "
+        "LEFT JOIN entry e ON e.seq = h.size - 1 ORDER BY h.id"
     )
+    for row in session.execute(query, execution_options={"yield_per": _PAGE}):
+        where = f"signed head {row.id}"
+        if not isinstance(row.note, bytes):
+            findings.add(Kind.ALTERED, None, f"{where} cannot be read.")
+            continue
+        root = row.log_root if isinstance(row.log_root, bytes) and row.size - 1 not in walk.doubtful else None
+        head = checker.check(Seen(where, row.note, root))
+        if head is None:
+            continue
+        if (head.size, head.root) != (row.size, row.root):
+            findings.add(Kind.ALTERED, head.size - 1, f"The columns of {where} say something else than its note.")
+        at = read_stored_time(row.at)
+        if head.at is not None and (at is None or abs(at - head.at) > standalone.SLACK):
+            findings.add(Kind.ALTERED, head.size - 1, f"{where} says that it was signed at another time than its note.")
+    return checker.count
 
 
-def _read_csv(line: bytes) -> _EntryLine | _ClosingLine:
-    cells = _read_row(line)
-    if cells[0] == "end":
-        return _read_closing(_read_csv_fact("end", line))
-    *people, body, leaf, proof = cells
-    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", people[0], re.ASCII):
-        raise ValueError("it is neither an entry nor the closing row")
-    return _EntryLine(
-        seq=_count(int(people[0])),
-        body=_encode(body),
-        leaf=_hash(leaf),
-        proof=tuple(map(_hash, proof.split(" "))) if proof else (),
-        cells=tuple(people),
-    )
+# --- a copy outside ------------------------------------------------------------------------------------------------
 
 
-def _read_closing(members: dict[str, Any]) -> _ClosingLine:
-    return _ClosingLine(count=_count(members["count"]), sha256=_hash(members["sha256"]).hex())
+class Comparison(NamedTuple):
+    """How far a comparison with a copy got: how many entries it holds, and how many it lacks."""
+
+    entries: int
+    lacking: int
 
 
-def _read_header(members: dict[str, Any]) -> _Header:
-    head, selection = members.get("head"), members.get("selection")
-    if (
-        set(members) != {"format", "exported_at", "selection", "head", "count"}
-        or members["format"] != FORMAT
-        or not isinstance(head, dict)
-        or set(head) != {"size", "root"}
-        or not isinstance(selection, dict)
-        or set(selection) != {"since", "until", "account", "request"}
-        or not all(value is None or isinstance(value, str) for value in selection.values())
-        or not isinstance(members["exported_at"], str)
-    ):
-        raise ValueError("it is not the header of an export")
-    audit.read_time(members["exported_at"])
-    header = _Header(
-        head=Head(size=_count(head["size"]), root=_hash(head["root"])),
-        count=_count(members["count"]),
-        since=audit.read_time(selection["since"]) if selection["since"] is not None else None,
-        until=audit.read_time(selection["until"]) if selection["until"] is not None else None,
-        account=selection["account"],
-        request_id=selection["request"],
-    )
-    if header.head.size == 0 and header.head.root != merkle.EMPTY_ROOT:
-        raise ValueError("its head is not that of an empty log")
-    return header
+def compare_with_copy(database: Database, copy: Copy, findings: Findings) -> Comparison:
+    """Compare the stored log with a copy outside: entries that differ, are missing here, or make two logs of one.
+
+    What stands in the copy was in the database before it, so that each batch of it is compared with what the database
+    holds by then; the bot may go on writing. Raises what the copy raises (:class:`CopyTrouble`).
+    """
+    differing: list[int] = []
+    missing: list[int] = []
+    expected = 0
+    for batch in _batches(copy.read()):
+        for item in batch:
+            if item.seq != expected:
+                kind = Kind.MISSING if item.seq > expected else Kind.DOUBLED
+                findings.add(kind, min(expected, item.seq), f"The copy {copy.name} does not have it in its place.")
+            expected = item.seq + 1
+            if not item.is_whole():
+                findings.add(
+                    Kind.ALTERED,
+                    item.seq,
+                    f"In the copy {copy.name} its body and its leaf hash do not belong together.",
+                )
+        here = _bodies(database, batch[0].seq, batch[-1].seq)
+        for item in batch:
+            stored = here.get(item.seq)
+            if stored is None:
+                missing.append(item.seq)
+            elif stored[1] != item.leaf_hash or (item.body is not None and stored[0] not in (None, item.body)):
+                differing.append(item.seq)
+    size = _size(database)
+    _name_missing(findings, copy.name, [seq for seq in missing if seq < size], [seq for seq in missing if seq >= size])
+    _name_differing(findings, copy.name, differing, min(size, expected))
+    return Comparison(expected, max(0, size - expected))
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError("a number is of the wrong kind")
-    return value
+def _name_missing(findings: Findings, name: str, holes: list[int], tail: list[int]) -> None:
+    for seq in holes:
+        findings.add(Kind.MISSING, seq, f"It is missing here, and stands in the copy {name}.")
+    if tail:
+        findings.add(
+            Kind.TRUNCATED,
+            tail[0],
+            f"It is missing here, and stands in the copy {name}, which goes on to entry {tail[-1]}: the end was cut.",
+        )
 
 
-def _hash(value: object) -> bytes:
-    if not isinstance(value, str) or not _HASH.fullmatch(value):
-        raise ValueError("a hash is of the wrong kind")
-    return bytes.fromhex(value)
+def _name_differing(findings: Findings, name: str, differing: list[int], shared: int) -> None:
+    """Tell entries that were rewritten from a log that goes another way from some entry on."""
+    first = shared
+    for seq in reversed(differing):
+        if seq != first - 1:
+            break
+        first = seq
+    if shared - first > 1:
+        findings.add(
+            Kind.FORKED, first, f"From here on the copy {name} holds another log: {shared - first} entries differ."
+        )
+        differing = [seq for seq in differing if seq < first]
+    for seq in differing:
+        findings.add(Kind.ALTERED, seq, f"The copy {name} holds another entry here: it was rewritten in one of them.")
 
 
-def _encode(body: str) -> bytes:
-    try:
-        return body.encode()
-    except UnicodeEncodeError:
-        raise ValueError("its body is not Unicode") from None
+def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _bodies(database: Database, first: int, last: int) -> dict[int, tuple[object, object]]:
+    query = text("SELECT seq, body, leaf_hash FROM entry WHERE seq >= :first AND seq <= :last")
+    with database.read() as session:
+        return {seq: (body, leaf) for seq, body, leaf in session.execute(query, {"first": first, "last": last})}
+
+
+def _size(database: Database) -> int:
+    with database.read() as session:
+        return int(session.execute(text("SELECT COALESCE(MAX(seq) + 1, 0) FROM entry")).scalar_one())

@@ -1,0 +1,1909 @@
+"""Is this record of emergency access whole, who says so, and did what it records keep to the rules?
+
+    python verify.py FILE.zip|FOLDER|FILE.jsonl|FILE.csv [--vkey KEY]… [--head NOTE]…
+
+Rules
+-----
+* One file, Python 3.9 or newer, nothing else; only checking signatures needs the package ``cryptography``. It is copied
+  into every bundle as ``verify.py``, and ``breakglass verify`` runs this very code. That is why it is one long file.
+* Nothing is trusted but the keys and heads that were handed over by another way: no database, no network.
+* Everything is found, not only the first thing: each finding has a class, an entry and a sentence. Exit code 4 if any.
+* Where a hash is wrong nothing is inferred from the entry: what follows from a finding is not a second finding.
+* A hostile file gets findings, never an exception and never unbounded memory.
+* What no file can show by itself is a whole log made up anew by whoever holds its key, and a tail that was cut off
+  together with its heads: compare with a head that was kept elsewhere (``--head``), or with a copy.
+
+Parts: entries, tree, signed heads, replay of the rules, exports, bundles, command line. ``FORMAT.md`` says it in prose.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import enum
+import json
+import re
+import sys
+import zipfile
+import zlib
+from bisect import bisect_right
+from datetime import datetime, timedelta, timezone
+from hashlib import sha256
+from json.encoder import encode_basestring_ascii
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import IO, ClassVar, Final
+
+
+class Kind(str, enum.Enum):  # noqa: UP042 - Python 3.9 has no StrEnum
+    """The class of a finding."""
+
+    UNREADABLE = "unreadable"  # not in the written format
+    ALTERED = "altered"  # not the bytes that the hashes, or the readable columns, stand for
+    MISSING = "missing"
+    REORDERED = "reordered"
+    DOUBLED = "doubled"
+    TRUNCATED = "truncated"  # the end is missing
+    FORKED = "forked"  # a head of another log, or of the same one rewritten
+    ROLLED_BACK = "rolled back"  # a head over fewer entries than an earlier one
+    BAD_SIGNATURE = "bad signature"
+    UNKNOWN_SIGNATURE = "unknown signature"
+    CLOCK = "clock"  # time goes backwards
+    LATE_ANCHOR = "late anchor"  # signed long after it was written
+    ENTRY_WITHOUT_STATE = "entry without state"
+    STATE_WITHOUT_ENTRY = "state without entry"
+    ILLEGAL_MOVE = "illegal move"
+    MALFORMED = "malformed"  # an entry that does not say what one of its kind must
+    WRONG_PERSON = "wrong person"
+    SELF_APPROVAL = "self-approval"
+    NOT_ASKED = "approval by somebody not asked"
+    APPROVED_TWICE = "approved twice"
+    NO_QUORUM = "grant without quorum"
+    BEFORE_APPROVAL = "credential before approval"
+    AFTER_END = "credential after its end"
+    TOO_LONG = "longer than approved"
+    TWO_LIVE = "two credentials at once"
+    STILL_OUT = "credential not taken back"
+    NOT_INDEPENDENT = "review by one involved"
+    REVIEW_MISSING = "review missing"
+
+
+class Finding(NamedTuple):
+    """What is wrong: its class, the entry (None: the whole), a sentence, and the request that it is about."""
+
+    kind: Kind
+    seq: int | None
+    sentence: str
+    request: str | None = None
+
+
+class Findings(list[Finding]):
+    """The findings so far, bounded: a file of rubbish gives no report without end."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def add(self, kind: Kind, seq: int | None, sentence: str, request: str | None = None) -> None:
+        """Keep one."""
+        if len(self) < self.limit:
+            self.append(Finding(kind, seq, sentence, request))
+        elif len(self) == self.limit:
+            self.append(Finding(kind, None, "There are more findings than are listed."))
+
+
+class Report(NamedTuple):
+    """What was read and found. ``head``: size and root that the entries stand at; ``unchecked``: what was not asked."""
+
+    entries: int
+    findings: list[Finding]
+    head: tuple[int, bytes] | None = None
+    unchecked: tuple[str, ...] = ()
+
+
+LIMIT: Final = 10_000
+SLACK: Final = timedelta(minutes=2)  # an entry carries the time at which its step began; a step may take so long
+
+# --- entries -------------------------------------------------------------------------------------------------------
+
+MAX_BODY: Final = 60_000
+_EVENT: Final = re.compile(r"[a-z][a-z0-9_-]*:[a-z][a-z0-9_-]*", re.ASCII)
+_NAME: Final = re.compile(r"[!-~]{1,64}", re.ASCII)
+_AT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+_NAMES: Final = ("request", "from", "to", "policy", "refused")
+_KNOWN: Final = frozenset({"v", "seq", "at", "event", "actor", "version", "data", *_NAMES})
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _refuse_constant(word: str) -> Any:  # noqa: ANN401 - a hook of json's
+    raise ValueError(word)
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def read_body(body: str) -> dict[str, Any]:
+    """Read an entry's body strictly: one spelling, known members, each of its kind. ValueError says what is wrong."""
+    try:
+        entry, end = _DECODER.scan_once(body, 0)  # type: ignore[attr-defined]
+        is_canonical = end == len(body) and _ENCODER.encode(entry) == body
+    except (ValueError, RecursionError, StopIteration):
+        raise ValueError("it is not canonical JSON") from None
+    if type(entry) is not dict or not is_canonical:
+        raise ValueError("it is not a canonical JSON object")
+    if len(body) * 4 > MAX_BODY and len(body.encode()) > MAX_BODY:
+        raise ValueError("it is longer than an entry can be")
+    if not entry.keys() <= _KNOWN:
+        raise ValueError("it has a member that is unknown")
+    if entry.get("v") != 1 or type(entry["v"]) is not int:
+        raise ValueError("it is of a format which this version does not know")
+    seq, actor, event = entry.get("seq"), entry.get("actor"), entry.get("event")
+    if type(seq) is not int or seq < 0:
+        raise ValueError("'seq' is missing or of the wrong kind")
+    if type(event) is not str or not _EVENT.fullmatch(event):
+        raise ValueError("'event' is missing or of the wrong kind")
+    if type(actor) is not dict or actor.keys() != {"person", "team"}:
+        raise ValueError("'actor' must hold team and person")
+    if not _is_person(actor["person"]) or not (actor["team"] == "" or _is_person(actor["team"])):
+        raise ValueError("'actor' must hold team and person")
+    for name in _NAMES:
+        if name in entry and not (type(entry[name]) is str and _NAME.fullmatch(entry[name])):
+            raise ValueError(f"{name!r} is of the wrong kind")
+    if "version" in entry and type(entry["version"]) is not int:
+        raise ValueError("'version' is of the wrong kind")
+    if "data" in entry and (type(entry["data"]) is not dict or not entry["data"] or _depth(entry["data"]) > 16):
+        raise ValueError("'data' is of the wrong kind")
+    read_time(entry.get("at"))
+    return entry
+
+
+def _is_person(word: object) -> bool:
+    return type(word) is str and 0 < len(word) <= 64 and word.isprintable() and " " not in word
+
+
+def _depth(value: object) -> int:
+    """How deep a value is nested; scalars add nothing of their own beyond their container's level."""
+    if type(value) is dict:
+        return 1 + max(map(_depth, value.values()), default=0)
+    if type(value) is list:
+        return 1 + max(map(_depth, value), default=0)
+    return 1
+
+
+def read_time(words: object) -> datetime:
+    """Read a time as the log writes it. ValueError."""
+    if type(words) is not str or not _AT.fullmatch(words):
+        raise ValueError("'at' is not a time of the log")
+    return datetime.fromisoformat(words[:-1]).replace(tzinfo=timezone.utc)  # noqa: UP017 - Python 3.9
+
+
+def read_data_time(words: object) -> datetime | None:
+    """Read a time inside ``data``, which may lack its decimals; None for what is none."""
+    if type(words) is not str or not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", words, re.ASCII):
+        return None
+    try:
+        return datetime.fromisoformat(words[:-1]).replace(tzinfo=timezone.utc)  # noqa: UP017 - Python 3.9
+    except ValueError:
+        return None
+
+
+# --- the tree: RFC 6962 --------------------------------------------------------------------------------------------
+
+WIDTH: Final = 32
+EMPTY_ROOT: Final = sha256(b"").digest()
+
+
+def leaf_hash(body: bytes) -> bytes:
+    """Hash of an entry's exact bytes."""
+    return sha256(b"\x00" + body).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Hash over two subtrees' hashes."""
+    return sha256(b"\x01" + left + right).digest()
+
+
+class Peaks:
+    """The growing edge of the tree: the roots of its perfect subtrees, from left to right."""
+
+    def __init__(self, size: int = 0, peaks: Iterable[bytes] = ()) -> None:
+        self.size = size
+        self.peaks = list(peaks)
+
+    def push(self, leaf: bytes) -> None:
+        """Append a leaf hash."""
+        size, peaks = self.size, self.peaks
+        while size & 1:
+            leaf = sha256(b"\x01" + peaks.pop() + leaf).digest()
+            size >>= 1
+        peaks.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Root of the tree."""
+        if not self.peaks:
+            return EMPTY_ROOT
+        folded = self.peaks[-1]
+        for peak in self.peaks[-2::-1]:
+            folded = sha256(b"\x01" + peak + folded).digest()
+        return folded
+
+
+class Paths:
+    """Follows inclusion proofs to one root (RFC 9162, 2.1.3.2); what neighbours have in common is hashed once."""
+
+    def __init__(self, size: int, root: bytes) -> None:
+        self.size = size
+        self.root = root
+        self._proof: Sequence[str] = ()
+        self._nodes: dict[int, tuple[int, int, bytes]] = {}  # by how many steps are left
+
+    def leads(self, leaf: bytes, index: int, proof: Sequence[str]) -> bool:
+        """Whether the leaf stands at ``index`` under the root; ``proof`` in lower-case hexadecimal."""
+        if not 0 <= index < self.size:
+            return False
+        position, last, folded = index, self.size - 1, leaf
+        count, known = len(proof), self._proof
+        nodes: dict[int, tuple[int, int, bytes]] = {}
+        for at in range(count):
+            left = count - at
+            # The same node with the same steps above it was followed to the root already.
+            if self._nodes.get(left) == (position, last, folded) and proof[at:] == known[len(known) - left :]:
+                nodes.update((n, node) for n, node in self._nodes.items() if n <= left)
+                self._proof, self._nodes = proof, nodes
+                return True
+            if last == 0:
+                return False
+            nodes[left] = (position, last, folded)
+            step = bytes.fromhex(proof[at])
+            if position & 1 or position == last:
+                folded = node_hash(step, folded)
+                while position and not position & 1:
+                    position, last = position >> 1, last >> 1
+            else:
+                folded = node_hash(folded, step)
+            position, last = position >> 1, last >> 1
+        if last or folded != self.root:
+            return False
+        self._proof, self._nodes = proof, nodes
+        return True
+
+
+def is_consistent(old: tuple[int, bytes], new: tuple[int, bytes], proof: Sequence[bytes]) -> bool:
+    """Whether the tree ``new`` (size, root) begins with ``old`` (RFC 9162, 2.1.4.2)."""
+    (old_size, old_root), (size, root) = old, new
+    if not 0 <= old_size <= size or any(len(step) != 32 for step in proof):
+        return False
+    if old_size in {0, size}:
+        return not proof and old_root == (root if old_size else EMPTY_ROOT)
+    steps = list(proof)
+    if old_size & (old_size - 1) == 0:
+        steps.insert(0, old_root)
+    if not steps:
+        return False
+    position, last = old_size - 1, size - 1
+    while position & 1:
+        position, last = position >> 1, last >> 1
+    old_folded = folded = steps[0]
+    for step in steps[1:]:
+        if last == 0:
+            return False
+        if position & 1 or position == last:
+            old_folded, folded = node_hash(step, old_folded), node_hash(step, folded)
+            while position and not position & 1:
+                position, last = position >> 1, last >> 1
+        else:
+            folded = node_hash(folded, step)
+        position, last = position >> 1, last >> 1
+    return last == 0 and old_folded == old_root and folded == root
+
+
+# --- signed heads: C2SP signed-note, tlog-checkpoint, cosignature/v1 -----------------------------------------------
+
+_SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
+_HEARTBEAT: Final = re.compile(r"time (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)", re.ASCII)
+_MAX_NOTE: Final = 256 * 1024
+_LOG_KEY: Final = 1
+_WITNESS_KEY: Final = 4
+
+
+class Key(NamedTuple):
+    """A public key with the name that it signs under; ``kind`` 1 is a log's, 4 a witness's."""
+
+    name: str
+    kind: int
+    public: bytes
+
+    @property
+    def key_id(self) -> bytes:
+        """What stands before its signatures."""
+        return sha256(self.name.encode() + b"\n" + bytes([self.kind]) + self.public).digest()[:4]
+
+    def __str__(self) -> str:
+        return f"{self.name}+{self.key_id.hex()}+{base64.b64encode(bytes([self.kind]) + self.public).decode()}"
+
+    def accepts(self, signature: bytes, message: bytes) -> bool:
+        """Whether it is this key's signature of the message. ModuleNotFoundError: without ``cryptography``."""
+        from cryptography.exceptions import InvalidSignature  # noqa: PLC0415 - all else works without it
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415
+
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
+
+
+def read_vkey(text: str) -> Key:
+    """Read ``name+id+key``. ValueError."""
+    name, _, rest = text.partition("+")
+    typed = _decode(rest.partition("+")[2])
+    if len(typed) != 33 or typed[0] not in (_LOG_KEY, _WITNESS_KEY) or not _is_key_name(name):
+        raise ValueError("this is not a verifier key of a kind that is known here")
+    key = Key(name, typed[0], typed[1:])
+    if str(key) != text:
+        raise ValueError("this verifier key's id does not belong to its name and key")
+    return key
+
+
+class Signature(NamedTuple):
+    """One signature line."""
+
+    name: str
+    key_id: bytes
+    data: bytes
+
+
+class SignedHead(NamedTuple):
+    """A head as received: the signed text, what it says, and its signature lines."""
+
+    origin: str
+    size: int
+    root: bytes
+    lines: tuple[str, ...]
+    signatures: tuple[Signature, ...]
+    text: bytes
+
+    @property
+    def at(self) -> datetime | None:
+        """When a heartbeat says that it was signed."""
+        for line in self.lines:
+            if found := _HEARTBEAT.fullmatch(line):
+                return read_data_time(found[1])
+        return None
+
+
+def read_note(note: bytes) -> SignedHead:
+    """Read a signed head strictly; no signature is checked. ValueError says what is wrong."""
+    if len(note) > _MAX_NOTE:
+        raise ValueError("it is longer than a signed head can be")
+    try:
+        text, blank, rest = note.decode().rpartition("\n\n")
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    lines = rest.split("\n")
+    if not blank or len(lines) < 2 or len(lines) > 101 or lines.pop():
+        raise ValueError("it has no signatures, or too many")
+    origin, size, root, *more = [*text.split("\n"), "", ""]
+    if not all(map(_is_line, (origin, *more[:-2]))) or not _SIZE.fullmatch(size) or int(size) >= 1 << 63:
+        raise ValueError("it is not a head")
+    head = SignedHead(
+        origin, int(size), _decode(root), tuple(more[:-2]), tuple(map(_read_signature, lines)), f"{text}\n".encode()
+    )
+    if len(head.root) != 32 or (head.size == 0 and head.root != EMPTY_ROOT):
+        raise ValueError("its root is not that of a log")
+    return head
+
+
+def _read_signature(line: str) -> Signature:
+    words = line.split(" ")
+    if len(words) != 3 or words[0] != "\u2014" or not _is_key_name(words[1]):
+        raise ValueError("one of its signature lines is none")
+    data = _decode(words[2])
+    if len(data) < 5:
+        raise ValueError("one of its signatures is too short")
+    return Signature(words[1], data[:4], data[4:])
+
+
+def _is_line(text: str) -> bool:
+    return bool(text) and not any(char < " " or "\ud800" <= char <= "\udfff" for char in text)
+
+
+def _is_key_name(name: str) -> bool:
+    return "+" not in name and _is_line(name) and not any(map(str.isspace, name))
+
+
+def _decode(text: str) -> bytes:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("it is not base64") from None
+    if base64.b64encode(data).decode() != text:
+        raise ValueError("its base64 has another spelling")
+    return data
+
+
+def check_signature(key: Key, signature: Signature, text: bytes) -> bool:
+    """Whether a signature line is that key's over the head's text."""
+    if key.kind != _WITNESS_KEY:
+        return len(signature.data) == 64 and key.accepts(signature.data, text)
+    seconds = int.from_bytes(signature.data[:8], "big")
+    message = f"cosignature/v1\ntime {seconds}\n".encode() + text
+    return len(signature.data) == 72 and 0 < seconds < 253402300800 and key.accepts(signature.data[8:], message)
+
+
+class Rotation(NamedTuple):
+    """An entry that says that the log's key was changed."""
+
+    seq: int
+    old: Key | None
+    new: Key
+
+
+class Seen(NamedTuple):
+    """A head to be checked: where it was found, its note, and the root of the log there (None: not known)."""
+
+    where: str
+    note: bytes
+    root: bytes | None
+
+
+def trusted(
+    keys: Iterable[Key], rotations: Sequence[Rotation], notes_over: Callable[[int], Iterable[bytes]]
+) -> tuple[Key, ...]:
+    """Return the keys with those that they vouch for: by the head over a rotation's entry, which both keys sign.
+
+    Attack: an entry that names another's key, in a log made up anew, under heads which that key alone signed. So the
+    next key is trusted when the one before it signed that head; and the one before when the next did.
+    ``notes_over`` gives the heads of a size.
+    """
+    known = dict.fromkeys(keys)
+    grown = True
+    while grown:
+        grown = False
+        for rotation in rotations:
+            for key, voucher in ((rotation.new, rotation.old), (rotation.old, rotation.new)):
+                if key is None or key in known or voucher not in known or key.name != voucher.name:
+                    continue
+                if _is_signed(notes_over(rotation.seq + 1), {voucher, rotation.new}):
+                    known[key] = None
+                    grown = True
+    return tuple(known)
+
+
+class Heads:
+    """Checks signed heads, in the order in which they were signed, against the log and the keys.
+
+    ``keys`` are those of :func:`trusted`; without a log's key no signature is checked. ``size`` is how many entries
+    there are (None: not known).
+    """
+
+    def __init__(
+        self, findings: Findings, keys: Iterable[Key], rotations: Sequence[Rotation], size: int | None
+    ) -> None:
+        self.findings = findings
+        self.size = size
+        self.count = 0
+        self.agreed = 0  # the largest size under a head that is the log's
+        self._keys = {(key.name, key.key_id): key for key in keys}
+        self._has_keys = any(key.kind == _LOG_KEY for key in self._keys.values())
+        self._rotations = rotations
+        self._origin: str | None = None
+        self._highest = 0
+        self._roots: tuple[int, bytes] | None = None  # of the head before
+        self._forked = False
+
+    def check(self, seen: Seen) -> SignedHead | None:
+        """Check one head; return it if it can be read."""
+        self.count += 1
+        try:
+            head = read_note(seen.note)
+        except ValueError as error:
+            self.findings.add(Kind.UNREADABLE, None, f"{seen.where} is not a signed head: {error}.")
+            return None
+        newest = head.size - 1 if head.size else None
+        if self._origin is None:
+            self._origin = head.origin
+        elif head.origin != self._origin:
+            self.findings.add(Kind.FORKED, newest, f"{seen.where} is a head of another log, {head.origin}.")
+            return head
+        if self._has_keys and not self._check_signatures(seen.where, head, newest):
+            return head
+        if head.size < self._highest:
+            self.findings.add(
+                Kind.ROLLED_BACK,
+                newest,
+                f"{seen.where} is over {head.size} entries, though a head over {self._highest} was signed before it.",
+            )
+        self._highest = max(self._highest, head.size)
+        if self.size is not None and head.size > self.size:
+            self.findings.add(
+                Kind.TRUNCATED,
+                self.size,
+                f"It is missing: {seen.where} was signed over {head.size} entries, and the log has {self.size}.",
+            )
+            return head
+        is_other = seen.root is not None and seen.root != head.root
+        if self._roots is not None and self._roots[0] == head.size and self._roots[1] != head.root:
+            is_other = True
+        self._roots = (head.size, head.root)
+        if is_other:
+            if not self._forked:
+                self.findings.add(
+                    Kind.FORKED,
+                    min(self.agreed, newest or 0),
+                    f"The log is not the one of which {seen.where}, over {head.size} entries, was signed: it was "
+                    f"rewritten between here and entry {newest or 0}, or the head is another log's.",
+                )
+            self._forked = True
+        elif seen.root is not None:
+            self._forked = False
+            self.agreed = max(self.agreed, head.size)
+        return head
+
+    def _check_signatures(self, where: str, head: SignedHead, newest: int | None) -> bool:
+        good, is_bad = [], False
+        for signature in head.signatures:
+            key = self._keys.get((signature.name, signature.key_id))
+            if key is None:
+                continue
+            if check_signature(key, signature, head.text):
+                good.append(key)
+            else:
+                is_bad = True
+                self.findings.add(Kind.BAD_SIGNATURE, newest, f"The signature of {key.name} on {where} is wrong.")
+        logs = [key for key in good if key.kind == _LOG_KEY and key.name == head.origin]
+        if not logs:
+            if not is_bad:
+                self.findings.add(Kind.UNKNOWN_SIGNATURE, newest, f"No key that is trusted signed {where}.")
+            return False
+        before = [rotation for rotation in self._rotations if rotation.seq < head.size]
+        if before and before[-1].new not in logs and head.size > before[-1].seq + 1:
+            self.findings.add(
+                Kind.BAD_SIGNATURE,
+                newest,
+                f"{where} was signed with a key that was no longer the log's: it was changed in entry "
+                f"{before[-1].seq}.",
+            )
+            return False
+        return not is_bad
+
+
+def check_note(findings: Findings, keys: Iterable[Key], rotations: Sequence[Rotation], where: str, note: bytes) -> None:
+    """Check the signatures of one head that was received by itself."""
+    Heads(findings, keys, rotations, None).check(Seen(where, note, None))
+
+
+def _is_signed(notes: Iterable[bytes], keys: Iterable[Key]) -> bool:
+    """Whether one of the heads is signed by all of the keys."""
+    for note in notes:
+        try:
+            head = read_note(note)
+        except ValueError:
+            continue
+        if all(
+            any(
+                (line.name, line.key_id) == (key.name, key.key_id) and check_signature(key, line, head.text)
+                for line in head.signatures
+            )
+            for key in keys
+        ):
+            return True
+    return False
+
+
+def compare_kept(findings: Findings, note: bytes, where: str, root_at: Callable[[int], bytes | None], size: int) -> str:
+    """Compare with a head that was kept elsewhere; return what could not be compared, "" when all was."""
+    try:
+        head = read_note(note)
+    except ValueError as error:
+        findings.add(Kind.UNREADABLE, None, f"{where} is not a signed head: {error}.")
+        return ""
+    if head.size > size:
+        findings.add(
+            Kind.TRUNCATED, size, f"It is missing: {where} is over {head.size} entries, and the log has {size}."
+        )
+        return ""
+    root = root_at(head.size)
+    if root is None:
+        return f"{where} is over {head.size} entries, and nothing here leads from there to the log's head."
+    if root != head.root:
+        findings.add(
+            Kind.FORKED,
+            head.size - 1 if head.size else None,
+            f"The log of {head.size} entries is not the one of {where}: it was rewritten.",
+        )
+    return ""
+
+
+# --- the rules, by replay ------------------------------------------------------------------------------------------
+
+# From which state, by which event, to which state, and as whom: generated from TRANSITIONS in workflows/lifecycle.py,
+# and held equal to it by a test.
+# fmt: off
+MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
+    (None, "request:open"): ("pending", "responder"),
+    ("pending", "request:approve"): ("pending", "custodian"),
+    ("pending", "request:escalate"): ("pending", "system"),
+    ("pending", "request:quorum"): ("approved", "system"),
+    ("pending", "request:deny"): ("denied", "custodian"),
+    ("pending", "request:withdraw"): ("withdrawn", "requester"),
+    ("pending", "request:lapse"): ("lapsed", "system"),
+    ("approved", "credential:reveal"): ("approved", "requester"),
+    ("approved", "credential:hold"): ("approved", "system"),
+    ("approved", "credential:token"): ("approved", "system"),
+    ("approved", "credential:abandon"): ("approved", "system"),
+    ("approved", "credential:issue"): ("active", "system"),
+    ("approved", "request:lapse"): ("lapsed", "system"),
+    ("approved", "credential:fail"): ("failed", "system"),
+    ("approved", "credential:revoke"): ("ending", "custodian"),
+    ("active", "credential:reveal"): ("active", "requester"),
+    ("active", "credential:hold"): ("active", "system"),
+    ("active", "credential:token"): ("active", "system"),
+    ("active", "credential:abandon"): ("active", "system"),
+    ("active", "credential:reissue"): ("active", "system"),
+    ("active", "credential:warn"): ("active", "system"),
+    ("active", "credential:release"): ("ending", "requester"),
+    ("active", "credential:revoke"): ("ending", "custodian"),
+    ("active", "credential:expire"): ("ending", "system"),
+    ("ending", "request:escalate"): ("ending", "system"),
+    ("ending", "credential:end"): ("ended", "system"),
+    ("ended", "review:remind"): ("ended", "system"),
+    ("ended", "review:file"): ("reviewed", "reviewer"),
+}
+# fmt: on
+_OPEN: Final = "request:open"
+_ISSUING: Final = frozenset({"credential:reveal", "credential:token", "credential:issue", "credential:reissue"})
+_OVER: Final = frozenset({"ending", "ended", "reviewed"})
+_USES: Final = ("command:", "session:")  # what was done with a credential, as captured
+_CLOSE: Final = "request:close"
+_ROTATE: Final = "log:rotate"
+SYSTEM: Final = {"person": "system", "team": ""}
+
+
+class Grant:
+    """One credential, as the log tells of it. Times are the log's words; None: it did not come to that."""
+
+    __slots__ = ("accessor", "ended", "expires", "identity", "intended", "issued", "lease", "number", "path", "token")
+
+    def __init__(self, number: int, intended: str) -> None:
+        self.number = number
+        self.intended = intended
+        self.token: str | None = None
+        self.issued: str | None = None
+        self.ended: str | None = None
+        self.expires: datetime | None = None
+        self.accessor: str | None = None  # its SHA-256
+        self.lease: str | None = None
+        self.identity: str | None = None
+        self.path: str | None = None
+
+
+class Decision(NamedTuple):
+    """A custodian's answer, as the log tells of it."""
+
+    seq: int
+    team: str
+    person: str
+    answer: str  # approve | deny
+    seconds: int | None
+    reason: str | None
+    policy: str | None
+    at: str
+
+
+class Case:
+    """One request, rebuilt from its entries.
+
+    ``is_partial``: some of its entries are not at hand or cannot be relied on, so nothing is inferred from their
+    absence.
+    """
+
+    __slots__ = (
+        *("approvers", "asked_seconds", "at", "attempts", "count", "custodians", "decisions", "ended"),
+        *("ended_by", "ended_by_user", "expires", "granted_seconds", "grants", "hashed", "is_granted"),
+        *("is_partial", "lapse", "lapse_is_told", "last_seq", "name", "need", "opened", "opened_at"),
+        *("policy", "replacing", "requester", "review", "review_due", "state", "state_at", "state_seq"),
+        *("state_version", "team", "version", "warned"),
+    )
+
+    def __init__(self, name: str, state: str | None, version: int, *, is_partial: bool) -> None:
+        self.name = name
+        self.state = state
+        self.version = version
+        self.is_partial = is_partial
+        self.state_version = version
+        self.state_at: str | None = None
+        self.state_seq: int | None = None
+        self.last_seq = -1
+        self.at: str | None = None
+        self.opened: dict[str, Any] = {}  # what the request said
+        self.opened_at: str | None = None
+        self.policy: str | None = None
+        self.requester: str | None = None
+        self.team: str | None = None
+        self.custodians: tuple[str, ...] | None = None  # None: not known
+        self.need = 1
+        self.asked_seconds: int | None = None
+        self.granted_seconds: int | None = None
+        self.decisions: list[Decision] = []
+        self.approvers: list[str] = []
+        self.is_granted = False
+        self.grants: dict[int, Grant] = {}
+        self.replacing: tuple[int, int] | None = None  # the credential to come, and the one that it replaces
+        self.lapse: datetime | None = None
+        self.lapse_is_told = True
+        self.expires: datetime | None = None
+        self.warned: str | None = None
+        self.ended: str | None = None
+        self.ended_by: str | None = None
+        self.ended_by_user: str | None = None
+        self.attempts = 0
+        self.review_due: datetime | None = None
+        self.review: tuple[str, str, dict[str, Any], str] | None = None  # team, person, answers, at
+        self.count = 0
+        self.hashed = sha256()  # over the leaf hashes
+
+
+class Replay:
+    """Plays the entries again, in order, and finds what the rules do not allow.
+
+    ``is_whole``: every request's first entry is at hand, so that one without an opening is a finding. ``rules``: judge;
+    else the requests are only rebuilt.
+    """
+
+    def __init__(self, findings: Findings, *, is_whole: bool, slack: timedelta = SLACK) -> None:
+        self.findings = findings
+        self.is_whole = is_whole
+        self.slack = slack
+        self.cases: dict[str, Case] = {}
+        self.rotations: list[Rotation] = []
+        self._holes: list[int] = []  # entries that are missing or cannot be relied on, in order
+        self._latest = ""
+
+    def hole(self, seq: int) -> None:
+        """Say that nothing is known of entry ``seq``."""
+        if not self._holes or seq > self._holes[-1]:
+            self._holes.append(seq)
+
+    def take(self, seq: int, entry: Mapping[str, Any], leaf: bytes) -> None:
+        """Take the next entry, as :func:`read_body` gave it."""
+        at = entry["at"]
+        if at > self._latest or self._is_back(seq, at):
+            self._latest = at
+        name = entry.get("request")
+        if name is None:
+            if "to" in entry:
+                self._find(Kind.ILLEGAL_MOVE, seq, "It changes a state, and does not say of which request.", None)
+            if entry["event"] == _ROTATE and "refused" not in entry:
+                self._rotate(seq, entry.get("data", {}))
+            return
+        case = self.cases.get(name)
+        if case is None:
+            case = self._begin(seq, name, entry)
+        elif self._holes and self._is_hole_between(case.last_seq, seq):
+            case.is_partial = True
+            case.state = entry.get("from", case.state) if "to" in entry else case.state
+            case.version = entry["version"] - 1 if "to" in entry and "version" in entry else case.version
+        event = entry["event"]
+        if "refused" in entry:
+            if "to" in entry or "version" in entry:
+                self._find(Kind.ILLEGAL_MOVE, seq, "It was refused, and changes the request all the same.", name)
+        elif "to" in entry:
+            self._move(seq, case, event, entry)
+        elif event == _CLOSE:
+            self._close(seq, case, entry.get("data", {}))
+        elif event.startswith(_USES):
+            self._use(seq, case, at)
+        case.last_seq = seq
+        case.count += 1
+        case.hashed.update(leaf)
+
+    def finish(self, as_of: datetime | None) -> None:
+        """Find what should have happened until ``as_of`` (None: not known) and did not."""
+        if as_of is None:
+            return
+        for case in self.cases.values():
+            due = case.review_due
+            if case.state == "ended" and due is not None and due < as_of and not self._holes[-1:] > [case.last_seq]:
+                self._find(
+                    Kind.REVIEW_MISSING, case.state_seq, f"Its review was due at {_say(due)}, and there is none.", case
+                )
+
+    # What is wrong with the sequence.
+
+    def _find(self, kind: Kind, seq: int | None, sentence: str, about: Case | str | None) -> None:
+        self.findings.add(kind, seq, sentence, about.name if isinstance(about, Case) else about)
+
+    def _is_back(self, seq: int, at: str) -> bool:
+        """Whether the clock went back by more than a step takes; then time is counted from there."""
+        is_back = read_time(self._latest) - read_time(at) > self.slack
+        if is_back:
+            self._find(Kind.CLOCK, seq, f"The clock goes backwards: it says {at}, after {self._latest}.", None)
+        return is_back
+
+    def _is_hole_between(self, low: int, high: int) -> bool:
+        place = bisect_right(self._holes, low)
+        return place < len(self._holes) and self._holes[place] < high
+
+    def _begin(self, seq: int, name: str, entry: Mapping[str, Any]) -> Case:
+        is_move = "to" in entry and "refused" not in entry
+        is_opening = is_move and "from" not in entry
+        is_known = self.is_whole and not self._holes
+        case = Case(name, None if is_opening else entry.get("from"), 0, is_partial=not is_opening)
+        if not is_opening:
+            case.version = entry.get("version", 1) - 1
+            if is_known:
+                self._find(Kind.MISSING, seq, "Nothing before it says that this request was opened.", name)
+        self.cases[name] = case
+        return case
+
+    def _move(self, seq: int, case: Case, event: str, entry: Mapping[str, Any]) -> None:
+        """Judge one move, and make it, also when it is wrong: what comes after is judged by what it says."""
+        source, target, version = entry.get("from"), entry["to"], entry.get("version")
+        move = MOVES.get((source, event))
+        if version != case.version + 1:
+            self._wrong_version(seq, case, version)
+        elif move is None or move[0] != target or source != case.state:
+            kind = Kind.ILLEGAL_MOVE
+            if event in _ISSUING:
+                kind = Kind.AFTER_END if case.state in _OVER else Kind.BEFORE_APPROVAL
+            was = case.state or "not there"
+            says = "" if source == case.state else f", and it says {source or 'nothing'}"
+            self._find(kind, seq, f"No rule allows {event} to {target} here: the request was {was}{says}.", case)
+        at, actor, data = entry["at"], entry["actor"], entry.get("data", {})
+        if move is not None:
+            self._judge_role(seq, case, move[1], event, actor)
+        step = self._STEPS.get(event)
+        if step is not None:
+            step(self, seq, case, entry, data)
+        if target != source:
+            case.state_at, case.state_seq = at, seq
+            case.state_version = version if type(version) is int else case.version + 1
+        case.state = target
+        case.version = version if type(version) is int else case.version + 1
+        case.at = at
+
+    def _wrong_version(self, seq: int, case: Case, version: object) -> None:
+        expected = case.version + 1
+        if type(version) is int and version > expected:
+            kind, why = Kind.MISSING, "An entry of this request is missing before it"
+        elif type(version) is int:
+            kind, why = Kind.DOUBLED, "An entry of this request stands twice"
+        else:
+            kind, why = Kind.MALFORMED, "It does not count the request's changes"
+        self._find(kind, seq, f"{why}: it is change {version} of the request, where {expected} belongs.", case)
+        case.is_partial = True
+
+    def _judge_role(self, seq: int, case: Case, role: str, event: str, actor: Mapping[str, str]) -> None:
+        person, is_bot = actor["person"], actor == SYSTEM
+        if (role == "system") is not is_bot:
+            by = "somebody else than the bot" if role == "system" else "the bot itself"
+            self._find(Kind.WRONG_PERSON, seq, f"{event} was done by {by}.", case)
+            return
+        if role == "system" or event == _OPEN:
+            return
+        if case.team is not None and actor["team"] != case.team:
+            self._find(Kind.WRONG_PERSON, seq, f"{person} is of another workspace.", case)
+        if role == "requester" and case.requester is not None and person != case.requester:
+            self._find(Kind.WRONG_PERSON, seq, f"It is for {case.requester} to do, and {person} did it.", case)
+        if role == "custodian" and event != "credential:revoke":
+            self._judge_custodian(seq, case, person)
+        if role == "reviewer" and (person == case.requester or person in case.approvers):
+            did = "asked for it" if person == case.requester else "approved it"
+            self._find(Kind.NOT_INDEPENDENT, seq, f"{person} reviewed this access and {did}.", case)
+
+    def _judge_custodian(self, seq: int, case: Case, person: str) -> None:
+        if person == case.requester:
+            self._find(Kind.SELF_APPROVAL, seq, f"{person} decided about the own request.", case)
+        elif case.custodians is not None and person not in case.custodians:
+            self._find(Kind.NOT_ASKED, seq, f"{person} decided about it and is not one of those who were asked.", case)
+
+    # What each move says.
+
+    def _open(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        custodians, threshold = data.get("custodians"), data.get("threshold")
+        case.requester, case.team = entry["actor"]["person"], entry["actor"]["team"]
+        case.opened, case.policy, case.opened_at = dict(data), entry.get("policy"), entry["at"]
+        case.asked_seconds, case.lapse = _count(data.get("asked_seconds")), read_data_time(data.get("lapse_at"))
+        if type(custodians) is list and custodians and all(type(name) is str for name in custodians):
+            case.custodians = tuple(custodians)
+        case.need = _count(data.get("quorum")) or 0
+        is_text = all(type(data.get(name)) is str for name in ("account", "level", "reason", "standard_path"))
+        is_named = type(threshold) is dict and all(type(threshold.get(name)) is str for name in ("id", "text"))
+        if case.need < 1 or case.custodians is None or not case.asked_seconds or not is_text or not is_named:
+            self._find(Kind.MALFORMED, seq, "It does not say all that a request must.", case)
+            case.need = max(case.need, 1)
+        elif case.requester in case.custodians:
+            self._find(Kind.SELF_APPROVAL, seq, f"{case.requester} was asked about the own request.", case)
+        elif len(set(case.custodians)) < case.need:
+            self._find(Kind.NO_QUORUM, seq, "Fewer custodians were asked than are needed.", case)
+
+    def _approve(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        person = entry["actor"]["person"]
+        seconds = _count(data.get("granted_seconds"))
+        if person in case.approvers:
+            self._find(Kind.APPROVED_TWICE, seq, f"{person} approved it before.", case)
+        if seconds is None:
+            self._find(Kind.MALFORMED, seq, "It does not say for how long it was approved.", case)
+        elif case.asked_seconds is not None and seconds > case.asked_seconds:
+            self._find(Kind.TOO_LONG, seq, f"It approves {seconds} s, and {case.asked_seconds} s were asked for.", case)
+        # A policy that became stricter in between asks for more; one that became laxer does not count.
+        case.need = max(case.need, _count(data.get("need")) or 0)
+        case.decisions.append(_decision(seq, entry, "approve", seconds, None))
+        case.approvers.append(person)
+
+    def _deny(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        reason = data.get("reason")
+        case.decisions.append(_decision(seq, entry, "deny", None, _text(reason)))
+
+    def _quorum(self, seq: int, case: Case, _entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        names = data.get("approvers")
+        stated = {name for name in names if type(name) is str} if type(names) is list else set()
+        case.granted_seconds = _count(data.get("granted_seconds"))
+        case.is_granted = True
+        case.lapse = read_data_time(data.get("lapse_at"))
+        case.lapse_is_told = case.lapse is not None
+        if case.is_partial:
+            return
+        approved = set(case.approvers) - {case.requester}
+        if case.custodians is not None:
+            approved &= set(case.custodians)
+        if case.requester in stated:
+            self._find(Kind.SELF_APPROVAL, seq, f"It counts {case.requester}, who asked for it.", case)
+        if len(stated & approved) < case.need or stated - set(case.approvers):
+            self._find(
+                Kind.NO_QUORUM,
+                seq,
+                f"It was granted, and needs {case.need}: those asked who approved it are "
+                f"{', '.join(sorted(approved)) or 'nobody'}, and it counts {', '.join(sorted(stated)) or 'nobody'}.",
+                case,
+            )
+        given = [said.seconds for said in case.decisions if said.answer == "approve" and said.seconds is not None]
+        if case.granted_seconds is None:
+            self._find(Kind.MALFORMED, seq, "It does not say for how long it is granted.", case)
+        elif given and case.granted_seconds > min(given):
+            self._find(
+                Kind.TOO_LONG, seq, f"It grants {case.granted_seconds} s, and {min(given)} s were approved.", case
+            )
+
+    def _reveal(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        number, replaced = _count(data.get("credential")), _count(data.get("replaces"))
+        if number is None:
+            self._find(Kind.MALFORMED, seq, "It does not say which credential.", case)
+        elif replaced is None:
+            case.grants[number] = Grant(number, entry["at"])
+        else:
+            case.replacing = (number, replaced)
+
+    def _grant(self, seq: int, case: Case, data: Mapping[str, Any]) -> Grant | None:
+        """Return the credential that an entry is about."""
+        number = _count(data.get("credential"))
+        grant = case.grants.get(number) if number is not None else None
+        if grant is None and not case.is_partial:
+            self._find(Kind.MALFORMED, seq, "It is about a credential that nobody opened.", case)
+        if grant is not None and type(data.get("path")) is str:
+            grant.path = data["path"]
+        return grant
+
+    def _token(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        grant = self._grant(seq, case, data)
+        self._judge_grant(seq, case, grant)
+        if grant is not None:
+            grant.token, grant.accessor = entry["at"], _text(data.get("accessor_sha256"))
+
+    def _issue(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        grant = self._grant(seq, case, data)
+        at, expires = read_time(entry["at"]), read_data_time(data.get("expires_at"))
+        if not case.is_partial:
+            if not case.is_granted:
+                self._find(Kind.NO_QUORUM, seq, "A credential was issued, and no quorum was ever reached.", case)
+            if case.expires is not None and at >= case.expires:
+                self._find(Kind.AFTER_END, seq, f"It was issued after the end, {_say(case.expires)}.", case)
+            allowed = case.expires
+            if allowed is None and case.granted_seconds is not None:
+                allowed = _later(at, case.granted_seconds)
+            if expires is None:
+                self._find(Kind.MALFORMED, seq, "It does not say when the credential ends.", case)
+            elif allowed is not None and expires > allowed:
+                self._find(Kind.TOO_LONG, seq, f"It ends at {_say(expires)}, and may last until {_say(allowed)}.", case)
+        self._judge_grant(seq, case, grant)
+        if grant is not None:
+            if grant.token is None and not case.is_partial:
+                self._find(Kind.MALFORMED, seq, "It was issued without a token on record.", case)
+            grant.issued, grant.expires = entry["at"], expires
+            grant.lease, grant.identity = _text(data.get("lease")), _text(data.get("identity"))
+        case.expires = case.expires or expires
+        case.lapse, case.lapse_is_told = None, True
+
+    def _judge_grant(self, seq: int, case: Case, grant: Grant | None) -> None:
+        if grant is None or case.is_partial:
+            return
+        if grant.ended is not None:
+            self._find(Kind.AFTER_END, seq, f"Credential {grant.number} had ended at {grant.ended}.", case)
+        others = [other.number for other in case.grants.values() if other is not grant and other.ended is None]
+        if others:
+            self._find(
+                Kind.TWO_LIVE, seq, f"Credential {others[0]} was not ended before credential {grant.number}.", case
+            )
+
+    def _abandon(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        grant = self._grant(seq, case, data)
+        if grant is None:
+            return
+        grant.ended = entry["at"]
+        if case.replacing is not None and case.replacing[1] == grant.number:
+            number, case.replacing = case.replacing[0], None
+            case.grants[number] = Grant(number, entry["at"])
+
+    def _fail(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        self._abandon(seq, case, entry, data)
+        case.ended_by = "fail"
+
+    def _warn(self, _seq: int, case: Case, entry: Mapping[str, Any], _data: Mapping[str, Any]) -> None:
+        case.warned = entry["at"]
+
+    def _stop(self, seq: int, case: Case, entry: Mapping[str, Any], _data: Mapping[str, Any]) -> None:
+        case.ended_by = entry["event"].partition(":")[2]
+        if case.ended_by != "expire":
+            case.ended_by_user = entry["actor"]["person"]
+        elif case.expires is not None and not case.is_partial and read_time(entry["at"]) < case.expires:
+            self._find(Kind.CLOCK, seq, f"It expired before its end, {_say(case.expires)}.", case)
+
+    def _escalate(self, _seq: int, case: Case, _entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        if case.state == "ending":
+            case.attempts = _count(data.get("attempt")) or case.attempts + 1
+
+    def _end(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        leases = data.get("leases")
+        gone = {lease for lease in leases if type(lease) is str} if type(leases) is list else set()
+        for grant in case.grants.values():
+            if grant.lease is not None and grant.lease not in gone and not case.is_partial:
+                self._find(Kind.STILL_OUT, seq, f"It does not say that credential {grant.number} was taken back.", case)
+            grant.ended = grant.ended or entry["at"]
+        case.ended, case.attempts = entry["at"], 0
+        case.review_due = read_data_time(data.get("review_due_at"))
+        if case.review_due is None:
+            self._find(Kind.MALFORMED, seq, "It does not say until when the review is due.", case)
+
+    def _review(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        case.review = (entry["actor"]["team"], entry["actor"]["person"], dict(data), entry["at"])
+        answers = ("threshold_met", "standard_path_enough", "used_as_stated")
+        if not all(type(data.get(name)) is bool for name in answers) or not data.get("findings"):
+            self._find(Kind.MALFORMED, seq, "It does not answer all that a review must.", case)
+
+    def _close(self, seq: int, case: Case, data: Mapping[str, Any]) -> None:
+        count, hashed = _count(data.get("count")), data.get("sha256")
+        if count is None or type(hashed) is not str:
+            self._find(Kind.MALFORMED, seq, "It does not say how many entries the request has.", case)
+        elif not self.is_whole and case.is_partial:
+            return
+        elif count != case.count:
+            kind = Kind.MISSING if count > case.count else Kind.DOUBLED
+            self._find(
+                kind, seq, f"It counts {count} entries of the request before it, and here are {case.count}.", case
+            )
+        elif hashed != case.hashed.hexdigest():
+            self._find(Kind.ALTERED, seq, "The request's entries are not those whose hash it states.", case)
+
+    def _use(self, seq: int, case: Case, at: str) -> None:
+        if case.ended is not None and at > case.ended:
+            self._find(Kind.AFTER_END, seq, f"The credential was used after its end, {case.ended}.", case)
+        elif not case.is_partial and not any(grant.issued for grant in case.grants.values()):
+            self._find(Kind.BEFORE_APPROVAL, seq, "The credential was used before it was issued.", case)
+
+    def _rotate(self, seq: int, data: Mapping[str, Any]) -> None:
+        try:
+            old = data.get("old")
+            self.rotations.append(Rotation(seq, read_vkey(old) if type(old) is str else None, read_vkey(data["new"])))
+        except (KeyError, ValueError, AttributeError, TypeError):
+            self._find(Kind.MALFORMED, seq, "It changes the log's key, and names none.", None)
+
+    _STEPS: ClassVar[Mapping[str, Callable[[Any, int, Case, Mapping[str, Any], Mapping[str, Any]], None]]] = {
+        _OPEN: _open,
+        "request:approve": _approve,
+        "request:quorum": _quorum,
+        "request:deny": _deny,
+        "request:escalate": _escalate,
+        "credential:escalate": _escalate,
+        "credential:reveal": _reveal,
+        "credential:token": _token,
+        "credential:issue": _issue,
+        "credential:reissue": _issue,
+        "credential:abandon": _abandon,
+        "credential:fail": _fail,
+        "credential:warn": _warn,
+        "credential:release": _stop,
+        "credential:revoke": _stop,
+        "credential:expire": _stop,
+        "credential:end": _end,
+        "review:file": _review,
+    }
+
+
+def _decision(seq: int, entry: Mapping[str, Any], answer: str, seconds: int | None, reason: str | None) -> Decision:
+    who = entry["actor"]
+    return Decision(seq, who["team"], who["person"], answer, seconds, reason, entry.get("policy"), entry["at"])
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
+
+
+def _text(value: object) -> str | None:
+    return value if type(value) is str else None
+
+
+def _say(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _later(at: datetime, seconds: int) -> datetime | None:
+    try:
+        return at + timedelta(seconds=seconds)
+    except OverflowError:
+        return None
+
+
+# --- exports: breakglass-export/1 ----------------------------------------------------------------------------------
+
+FORMAT: Final = "breakglass-export/1"
+COLUMNS: Final = (
+    *("seq", "at", "event", "request", "account", "team", "who", "from", "to", "refused", "data"),
+    *("body", "leaf", "proof"),
+)
+BOM: Final = b"\xef\xbb\xbf"
+_FORMULA: Final = tuple("=+-@＝＋－＠")  # noqa: RUF001 - spreadsheets take the full-width forms, too
+_MAX_LINE: Final = 1 << 20  # a body has at most 60,000 bytes; escaped for JSON in JSON each takes at most eleven
+_HASH: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_NOT_AN_EXPORT: Final = "This is not an export that this version can read."
+
+
+class Header(NamedTuple):
+    """What an export says of itself: its head, how many entries, and what was selected."""
+
+    head: tuple[int, bytes]
+    counted: int
+    at: datetime
+    since: datetime | None
+    until: datetime | None
+    account: str | None
+    request: str | None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the entries must follow each other without a hole."""
+        return self.account is None and self.request is None
+
+    @property
+    def as_of(self) -> datetime:
+        """Until when it shows everything."""
+        return self.at if self.until is None else min(self.at, self.until)
+
+
+class EntryLine(NamedTuple):
+    """One entry's line: nothing of it is checked but its form."""
+
+    seq: int
+    body: str
+    leaf: bytes
+    proof: Sequence[str]
+    cells: Sequence[str] | None = None  # of a CSV row
+
+
+class ClosingLine(NamedTuple):
+    """The last line."""
+
+    counted: int
+    sha256: str
+
+
+class Export:
+    """One pass over one export: :meth:`run` gives the findings, and each sound entry to ``taken``.
+
+    ``wanted``: sizes at which the root is to be kept in ``roots``, where the file allows to compute it.
+    """
+
+    def __init__(
+        self,
+        findings: Findings,
+        *,
+        taken: Callable[[int, dict[str, Any], bytes], object] | None = None,
+        hole: Callable[[int], object] | None = None,
+        begun: Callable[[Header], object] | None = None,
+        wanted: Iterable[int] = (),
+    ) -> None:
+        self.findings = findings
+        self.entries = 0
+        self.header: Header | None = None
+        self.roots: dict[int, bytes] = {0: EMPTY_ROOT}
+        self.leaves: dict[int, bytes] | None = None  # kept when somebody asks for them
+        self._taken = taken
+        self._hole = hole or (lambda _seq: None)
+        self._begun = begun
+        self._wanted = frozenset(wanted)
+        self._last: tuple[int, str | None] | None = None
+        self._passed = sha256()  # over the lines before the present one
+        self._paths = Paths(0, EMPTY_ROOT)
+        self._tree: Peaks | None = Peaks()
+        self._seqs: set[int] | None = None  # of a file whose order is wrong
+
+    def run(self, file: IO[bytes]) -> None:
+        """Read all of it."""
+        lines = iter(lambda: file.readline(_MAX_LINE + 1), b"")
+        first = next(lines, b"")
+        is_csv = first == BOM + csv_line(COLUMNS)
+        if is_csv:
+            self._passed.update(first)
+            first = next(lines, b"")
+        try:
+            header = read_header(_read_csv_fact("export", first) if is_csv else _read_json(first))
+        except ValueError:
+            self._find(Kind.UNREADABLE, None, _NOT_AN_EXPORT)
+            return
+        self.header = header
+        self._paths = Paths(*header.head)
+        self._passed.update(first)
+        if self._begun is not None:
+            self._begun(header)
+        read, update = (_read_csv if is_csv else _read_jsonl), self._passed.update
+        closing: ClosingLine | None = None
+        for number, line in enumerate(lines, start=3 if is_csv else 2):
+            if closing is not None:
+                self._find(Kind.UNREADABLE, None, f"Line {number} stands after the closing line.")
+                break
+            try:
+                found = read(line)
+            except ValueError as error:
+                self._find(Kind.UNREADABLE, None, f"Line {number} is not a line of an export: {error}.")
+                self._tree = None
+                if len(line) > _MAX_LINE:
+                    break
+            else:
+                if type(found) is EntryLine:
+                    self._enter(found, header)
+                else:
+                    closing = found  # type: ignore[assignment]
+                    self._close(closing)  # type: ignore[arg-type]
+            update(line)
+        if closing is None:
+            self._find(Kind.TRUNCATED, None, "The file ends without its closing line: it was cut off.")
+        self._finish(header)
+
+    def _find(self, kind: Kind, seq: int | None, sentence: str) -> None:
+        self.findings.add(kind, seq, sentence)
+
+    def _enter(self, line: EntryLine, header: Header) -> None:
+        """Check one entry: its place, its body, its hash, its proof, its being selected."""
+        self.entries += 1
+        highest = self._last[0] if self._last else None
+        is_next = highest is None or line.seq > highest
+        if not is_next:
+            is_again = line.seq == highest
+            again = "stands in the file twice" if is_again else f"stands after entry {highest}"
+            self._find(Kind.DOUBLED if is_again else Kind.REORDERED, line.seq, f"It {again}.")
+        elif header.is_run and highest is not None and line.seq != highest + 1:
+            self._missing(highest + 1, line.seq)
+        if is_next:
+            self._last = (line.seq, None)
+        body = line.body.encode()
+        is_sound = False
+        if line.leaf != leaf_hash(body):
+            self._find(Kind.ALTERED, line.seq, "Its body or its leaf hash was changed: they do not belong together.")
+        elif not self._paths.leads(line.leaf, line.seq, line.proof):
+            self._find(Kind.ALTERED, line.seq, "Its proof does not lead to the head: it is not this entry of this log.")
+        else:
+            is_sound = is_next
+        if is_next:
+            self._grow(line)
+        entry = self._read(line, header, is_first=highest is None)
+        if entry is not None and self._last == (line.seq, None):
+            self._last = (line.seq, entry["at"])
+        if is_sound and entry is not None and entry["seq"] == line.seq:
+            if self._taken is not None:
+                self._taken(line.seq, entry, line.leaf)
+        elif is_next:
+            self._hole(line.seq)
+
+    def _missing(self, first: int, following: int) -> None:
+        self._find(Kind.MISSING, first, "It is missing from its place.")
+        if following - first > 1:
+            self._find(Kind.MISSING, following - 1, f"So are the others up to here, {following - first} in all.")
+        self._hole(first)
+        self._hole(following - 1)
+
+    def _grow(self, line: EntryLine) -> None:
+        if self.leaves is not None:
+            self.leaves[line.seq] = line.leaf
+        tree = self._tree
+        if tree is None or line.seq != tree.size:
+            self._tree = None
+            return
+        tree.push(line.leaf)
+        if tree.size in self._wanted:
+            self.roots[tree.size] = tree.root()
+
+    def _read(self, line: EntryLine, header: Header, *, is_first: bool) -> dict[str, Any] | None:
+        try:
+            entry = read_body(line.body)
+        except ValueError as error:
+            self._find(Kind.ALTERED, line.seq, f"Its body was not written by the log: {error}.")
+            return None
+        if entry["seq"] != line.seq:
+            self._find(Kind.REORDERED, line.seq, f"Its body says that it is entry {entry['seq']}.")
+        if line.cells is not None and list(line.cells) != people_cells(entry, line.cells[4]):
+            self._find(Kind.ALTERED, line.seq, "Its readable columns say something else than its body.")
+        if is_first and header.is_run:
+            if header.since is None and line.seq != 0:
+                self._find(Kind.MISSING, 0, "It is missing: nothing says that the export should begin later.")
+                self._hole(0)
+            elif header.since is not None and read_time(entry["at"]) < header.since:
+                self._find(Kind.UNREADABLE, line.seq, "It is from before the time that the header says was selected.")
+        elif not header.is_run and not _is_selected(entry, header):
+            self._find(Kind.UNREADABLE, line.seq, "It does not belong to what the header says was selected.")
+        return entry
+
+    def _close(self, closing: ClosingLine) -> None:
+        if closing.counted != self.entries:
+            self._find(
+                Kind.MISSING, None, f"The closing line counts {closing.counted} entries, and there are {self.entries}."
+            )
+        if closing.sha256 != self._passed.hexdigest():
+            self._find(
+                Kind.ALTERED, None, "The closing hash does not match: a line was changed, dropped, added or moved."
+            )
+
+    def _finish(self, header: Header) -> None:
+        """Check that all of the selection is there."""
+        size = header.head[0]
+        if self.entries != header.counted:
+            self._find(
+                Kind.MISSING, None, f"The header promises {header.counted} entries, and there are {self.entries}."
+            )
+        self.roots[size] = header.head[1]
+        if not header.is_run:
+            return
+        if self._last is None:
+            if header.since is None and header.until is None and size:
+                self._find(Kind.MISSING, 0, "It is missing: the whole log was selected.")
+            return
+        seq, at = self._last
+        if header.until is None and seq != size - 1:
+            self._find(Kind.TRUNCATED, seq + 1, "It is missing: nothing says that the export should end earlier.")
+        elif header.until is not None and at is not None and read_time(at) > header.until:
+            self._find(Kind.UNREADABLE, seq, "It is from after the time that the header says was selected.")
+
+
+def _is_selected(entry: Mapping[str, Any], header: Header) -> bool:
+    at = read_time(entry["at"])
+    return (
+        (header.since is None or at >= header.since)
+        and (header.until is None or at <= header.until)
+        and (header.request is None or entry.get("request") == header.request)
+        and (header.account is None or "request" in entry)
+    )
+
+
+# Reading lines: ValueError says what is wrong.
+
+
+def json_line(members: Mapping[str, Any]) -> bytes:
+    """Give a line as an export writes it."""
+    return json.dumps(members, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+
+
+def _read_json(line: bytes) -> dict[str, Any]:
+    try:
+        members = json.loads(line)
+        is_canonical = type(members) is dict and json_line(members) == line
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not is_canonical:
+        raise ValueError("it is not written as an export is")
+    return dict(members)
+
+
+def _read_jsonl(line: bytes) -> EntryLine | ClosingLine:
+    # The usual line, taken apart in place: four times as fast as reading it as JSON and writing it again.
+    cut = line.find(b'","leaf":"', 8)
+    if cut > 0 and line.startswith(b'{"body":"') and line.startswith(b'","proof":[', cut + 74):
+        end = line.rfind(b'],"seq":')
+        found = _read_parts(line[8 : cut + 1], line[cut + 10 : cut + 74], line[cut + 85 : end], line[end + 8 :])
+        if found is not None:
+            return found
+    members = _read_json(line)
+    if set(members) == {"count", "sha256"}:
+        return ClosingLine(_number(members["count"]), _hash(members["sha256"]))
+    if set(members) != {"seq", "body", "leaf", "proof"}:
+        raise ValueError("it is neither an entry nor the closing line")
+    body, proof = members["body"], members["proof"]
+    if not isinstance(body, str) or not isinstance(proof, list):
+        raise ValueError("its body or its proof is of the wrong kind")  # noqa: TRY004 - all that is wrong is ValueError
+    _encode(body)
+    return EntryLine(_number(members["seq"]), body, bytes.fromhex(_hash(members["leaf"])), tuple(map(_hash, proof)))
+
+
+_PROOF: Final = re.compile(rb'(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*)?')
+_SEQ: Final = re.compile(rb"(?:0|[1-9][0-9]{0,18})\}\n")
+
+
+def _read_parts(body: bytes, leaf: bytes, proof: bytes, seq: bytes) -> EntryLine | None:
+    """Read the parts of a line that is written as an export writes; None for any other."""
+    if not _SEQ.fullmatch(seq) or not _PROOF.fullmatch(proof):
+        return None
+    try:
+        literal = body.decode("ascii")
+        words, end = json.decoder.scanstring(literal, 1)  # type: ignore[attr-defined]
+        if end != len(literal) or encode_basestring_ascii(words) != literal or not _HASH.fullmatch(leaf.decode()):
+            return None
+        words.encode()
+    except ValueError:
+        return None
+    number = int(seq[:-2])
+    if number >= 1 << 63:
+        return None
+    steps = proof[1:-1].decode("ascii").split('","') if proof else []
+    return EntryLine(number, words, bytes.fromhex(leaf.decode()), steps)
+
+
+def _read_row(line: bytes) -> list[str]:
+    try:
+        (cells,) = csv.reader([line.decode()], strict=True)
+        is_canonical = len(cells) == len(COLUMNS) and csv_line(cells) == line
+    except (ValueError, csv.Error):
+        raise ValueError("it is not a row") from None
+    if not is_canonical:
+        raise ValueError("it is not written as an export is")
+    return cells
+
+
+def _read_csv_fact(name: str, line: bytes) -> dict[str, Any]:
+    cells = _read_row(line)
+    members = _read_json(cells[-3].encode() + b"\n")
+    expected = dict.fromkeys(COLUMNS, "")
+    expected.update(seq=name, body=json_line(members).decode().rstrip("\n"))
+    if csv_line(list(expected.values())) != line:
+        raise ValueError("it is not written as an export is")
+    return members
+
+
+def _read_csv(line: bytes) -> EntryLine | ClosingLine:
+    cells = _read_row(line)
+    if cells[0] == "end":
+        members = _read_csv_fact("end", line)
+        return ClosingLine(_number(members.get("count")), _hash(members.get("sha256")))
+    *people, body, leaf, proof = cells
+    if not _SIZE.fullmatch(people[0]):
+        raise ValueError("it is neither an entry nor the closing row")
+    _encode(body)
+    steps = tuple(map(_hash, proof.split(" "))) if proof else ()
+    return EntryLine(_number(int(people[0])), body, bytes.fromhex(_hash(leaf)), steps, people)
+
+
+def csv_line(cells: Sequence[str]) -> bytes:
+    """Give one line of a CSV export (RFC 4180), every cell made harmless."""
+    quoted = []
+    for cell in map(_harmless, cells):
+        needs = any(char in cell for char in ',"\r\n')
+        quoted.append('"{}"'.format(cell.replace('"', '""')) if needs else cell)
+    return (",".join(quoted) + "\r\n").encode()
+
+
+def people_cells(entry: Mapping[str, Any], account: str) -> list[str]:
+    """Give the columns that people read. All but the account follow from the body."""
+    cells = [
+        str(entry["seq"]),
+        entry["at"],
+        entry["event"],
+        entry.get("request", ""),
+        re.sub(r"[\r\n]", "\ufffd", account),
+        entry["actor"]["team"],
+        entry["actor"]["person"],
+        entry.get("from", ""),
+        entry.get("to", ""),
+        entry.get("refused", ""),
+        _ENCODER.encode(entry["data"]) if "data" in entry else "",
+    ]
+    return [_harmless(cell) for cell in cells]
+
+
+def _harmless(cell: str) -> str:
+    """Disarm what a spreadsheet would take for a formula."""
+    return f"'{cell}" if cell.lstrip().startswith(_FORMULA) or cell.startswith(("\t", "\r")) else cell
+
+
+def read_header(members: Mapping[str, Any]) -> Header:
+    """Read an export's header. ValueError."""
+    head, selection = members.get("head"), members.get("selection")
+    if (
+        set(members) != {"format", "exported_at", "selection", "head", "count"}
+        or members["format"] != FORMAT
+        or not isinstance(head, dict)
+        or set(head) != {"size", "root"}
+        or not isinstance(selection, dict)
+        or set(selection) != {"since", "until", "account", "request"}
+        or not all(value is None or isinstance(value, str) for value in selection.values())
+    ):
+        raise ValueError("it is not the header of an export")
+    header = Header(
+        head=(_number(head["size"]), bytes.fromhex(_hash(head["root"]))),
+        counted=_number(members["count"]),
+        at=read_time(members["exported_at"]),
+        since=read_time(selection["since"]) if selection["since"] is not None else None,
+        until=read_time(selection["until"]) if selection["until"] is not None else None,
+        account=selection["account"],
+        request=selection["request"],
+    )
+    if header.head[0] == 0 and header.head[1] != EMPTY_ROOT:
+        raise ValueError("its head is not that of an empty log")
+    return header
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("a number is of the wrong kind")
+    return value
+
+
+def _hash(value: object) -> str:
+    if not isinstance(value, str) or not _HASH.fullmatch(value):
+        raise ValueError("a hash is of the wrong kind")
+    return value
+
+
+def _encode(body: str) -> None:
+    try:
+        body.encode()
+    except UnicodeEncodeError:
+        raise ValueError("its body is not Unicode") from None
+
+
+# --- bundles -------------------------------------------------------------------------------------------------------
+
+_MAX_FILE: Final = 64 << 20  # what is read at once: notes, proofs, policies
+_TROUBLE: Final = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError)
+
+
+class Files:
+    """The files of a bundle: a ZIP archive or a folder, by their names with slashes."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = None if path.is_dir() else zipfile.ZipFile(path)
+        self._folder = path
+        if self._zip is not None:
+            self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
+        else:
+            self.names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one for reading."""
+        return self._zip.open(name) if self._zip is not None else (self._folder / name).open("rb")
+
+    def read(self, name: str) -> bytes:
+        """Read one that is not long. ValueError when it is."""
+        with self.open(name) as file:
+            data = file.read(_MAX_FILE + 1)
+        if len(data) > _MAX_FILE:
+            raise ValueError("it is longer than such a file can be")
+        return data
+
+    def hash(self, name: str) -> str:
+        """SHA-256 of one, in hexadecimal."""
+        hashed = sha256()
+        with self.open(name) as file:
+            while chunk := file.read(1 << 20):
+                hashed.update(chunk)
+        return hashed.hexdigest()
+
+
+class Verifier:
+    """Checks one file or bundle; see :func:`verify`."""
+
+    def __init__(self, keys: Sequence[Key], kept: Sequence[tuple[str, bytes]], limit: int, *, rules: bool) -> None:
+        self.findings = Findings(limit)
+        self.unchecked: list[str] = []
+        self._keys = keys
+        self._kept = kept
+        self._rules = rules
+        self._replay: Replay | None = None
+
+    def run(self, path: Path) -> Report:
+        """Read it, whatever it is."""
+        try:
+            if path.is_dir() or zipfile.is_zipfile(path):
+                return self._bundle(Files(path))
+            with path.open("rb") as file:
+                export = self._export(file, ())
+        except _TROUBLE as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged"
+            self.findings.add(Kind.UNREADABLE, None, f"The file cannot be read: {reason}.")
+            return Report(0, self.findings)
+        self._compare(export, {})
+        return self._report(export)
+
+    @property
+    def _rotations(self) -> Sequence[Rotation]:
+        return self._replay.rotations if self._replay is not None else ()
+
+    def _report(self, export: Export) -> Report:
+        header = export.header
+        return Report(export.entries, self.findings, header.head if header else None, tuple(self.unchecked))
+
+    def _export(self, file: IO[bytes], sizes: Iterable[int], *, keep: bool = False) -> Export:
+        """Check an export, and replay it."""
+        kept = [head.size for head in map(_read_quietly, (note for _, note in self._kept)) if head is not None]
+
+        def begin(header: Header) -> None:
+            self._replay = Replay(self.findings, is_whole=header.since is None) if self._rules else None
+
+        def take(seq: int, entry: dict[str, Any], leaf: bytes) -> None:
+            if self._replay is not None:
+                self._replay.take(seq, entry, leaf)
+
+        def hole(seq: int) -> None:
+            if self._replay is not None:
+                self._replay.hole(seq)
+
+        export = Export(self.findings, taken=take, hole=hole, begun=begin, wanted=(*sizes, *kept))
+        if keep:
+            export.leaves = {}
+        export.run(file)
+        if self._replay is not None and export.header is not None:
+            self._replay.finish(export.header.as_of)
+        return export
+
+    def _compare(self, export: Export, more: Mapping[int, bytes]) -> None:
+        """Compare with the heads that were kept elsewhere."""
+        if export.header is None:
+            return
+        for where, note in self._kept:
+            left = compare_kept(
+                self.findings, note, where, lambda size: export.roots.get(size, more.get(size)), export.header.head[0]
+            )
+            if left:
+                self.unchecked.append(left)
+            if self._keys:
+                check_note(self.findings, self._keys, self._rotations, where, note)
+
+    # A bundle.
+
+    def _bundle(self, files: Files) -> Report:
+        names = set(files.names)
+        if len(names) != len(files.names):
+            self.findings.add(Kind.DOUBLED, None, "A file stands in the bundle twice.")
+        if not names & {"MANIFEST", "entries.jsonl"}:
+            self.findings.add(Kind.UNREADABLE, None, "The file cannot be read: it is no bundle.")
+            return Report(0, self.findings)
+        self._manifest(files, names)
+        notes = self._notes(files)
+        if "entries.jsonl" not in names:
+            self.findings.add(Kind.MISSING, None, "The bundle has no entries.jsonl.")
+            return Report(0, self.findings)
+        heads = {name: head for name, note in notes if (head := _read_quietly(note)) is not None}
+        proofs = sorted(name for name in names if name.endswith(".tlog-proof"))
+        with files.open("entries.jsonl") as file:
+            export = self._export(file, [head.size for head in heads.values()], keep=bool(proofs))
+        if export.header is None:
+            return self._report(export)
+        joined = self._consistency(files, names, heads, export)
+        self._heads(notes, heads, export)
+        for name in proofs:
+            self._proof(name, files.read(name), export)
+        self._texts(files, names, [note for _, note in notes])
+        self._compare(export, joined)
+        return self._report(export)
+
+    def _manifest(self, files: Files, names: set[str]) -> None:
+        """Compare each file with its hash in MANIFEST (the form of ``sha256sum``)."""
+        if "MANIFEST" not in names:
+            self.findings.add(Kind.MISSING, None, "The bundle has no MANIFEST.")
+            return
+        listed = set()
+        for line in files.read("MANIFEST").decode("utf-8", "replace").splitlines():
+            hashed, _, name = line.partition("  ")
+            listed.add(name)
+            if name not in names:
+                self.findings.add(Kind.MISSING, None, f"{name[:200]} stands in MANIFEST, and is not in the bundle.")
+            elif files.hash(name) != hashed:
+                self.findings.add(Kind.ALTERED, None, f"{name} is not the file whose hash stands in MANIFEST.")
+        for name in sorted(names - listed - {"MANIFEST"}):
+            self.findings.add(Kind.ALTERED, None, f"{name[:200]} does not stand in MANIFEST: it was added.")
+
+    def _notes(self, files: Files) -> list[tuple[str, bytes]]:
+        """Return the signed heads, in the order of their sizes."""
+        found = [(name, files.read(name)) for name in sorted(files.names) if name.startswith("heads/")]
+        sizes = {name: (head.size if (head := _read_quietly(note)) else -1) for name, note in found}
+        return sorted(found, key=lambda pair: (sizes[pair[0]], pair[0]))
+
+    def _consistency(
+        self, files: Files, names: set[str], heads: Mapping[str, SignedHead], export: Export
+    ) -> dict[int, bytes]:
+        """Follow the proofs between heads; return the roots that lead to the export's head."""
+        assert export.header is not None  # noqa: S101 - the caller looked
+        known: dict[int, bytes] = {head.size: head.root for head in heads.values()}
+        known[export.header.head[0]] = export.header.head[1]
+        joined: dict[int, bytes] = {}
+        if "consistency.jsonl" not in names:
+            return joined
+        steps = []
+        for number, line in enumerate(files.read("consistency.jsonl").splitlines(keepends=True), start=1):
+            try:
+                members = _read_json(line)
+                old, new = _number(members["from"]), _number(members["to"])
+                proof = [bytes.fromhex(_hash(step)) for step in members["proof"]]
+            except (ValueError, KeyError, TypeError) as error:
+                self.findings.add(Kind.UNREADABLE, None, f"consistency.jsonl, line {number}: {error}.")
+                continue
+            if old not in known or new not in known or not is_consistent((old, known[old]), (new, known[new]), proof):
+                self.findings.add(
+                    Kind.FORKED,
+                    old - 1 if old else None,
+                    f"The head over {new} entries did not grow out of the one over {old}: no proof leads there.",
+                )
+            else:
+                steps.append((old, new))
+        joined[export.header.head[0]] = export.header.head[1]
+        for old, new in sorted(steps, key=lambda step: -step[1]):
+            if new in joined:
+                joined[old] = known[old]
+        return joined
+
+    def _heads(self, notes: Sequence[tuple[str, bytes]], heads: Mapping[str, SignedHead], export: Export) -> None:
+        assert export.header is not None  # noqa: S101 - the caller looked
+        if not notes:
+            self.unchecked.append("The bundle has no signed head: who wrote the log cannot be told from it.")
+            return
+        if not any(key.kind == _LOG_KEY for key in self._keys):
+            self.unchecked.append("No log's key was given (--vkey): who signed the heads was not checked.")
+        by_size: dict[int, list[bytes]] = {}
+        for name, note in notes:
+            if name in heads:
+                by_size.setdefault(heads[name].size, []).append(note)
+        self._keys = trusted(self._keys, self._rotations, lambda size: by_size.get(size, ()))
+        checker = Heads(self.findings, self._keys, self._rotations, export.header.head[0])
+        for name, note in notes:
+            size = heads[name].size if name in heads else -1
+            checker.check(Seen(name, note, export.roots.get(size)))
+        if export.header.head[0] not in by_size:
+            self.unchecked.append("No signed head is over exactly the entries of this export.")
+
+    def _proof(self, name: str, text: bytes, export: Export) -> None:
+        """Check one entry's evidence (C2SP tlog-proof) against the entry in the bundle."""
+        try:
+            seq, steps, note = _read_proof(text)
+            signed = read_note(note)
+        except ValueError as error:
+            self.findings.add(Kind.UNREADABLE, None, f"{name}: {error}.")
+            return
+        leaf = (export.leaves or {}).get(seq)
+        if leaf is None or not Paths(signed.size, signed.root).leads(leaf, seq, steps):
+            self.findings.add(Kind.ALTERED, seq, f"{name} does not lead from this entry to the head in it.")
+        if self._keys:
+            check_note(self.findings, self._keys, self._rotations, f"the head in {name}", note)
+
+    def _texts(self, files: Files, names: set[str], notes: Sequence[bytes]) -> None:
+        """Check that policies have the hash in their name, and that time stamps are of a head in the bundle."""
+        for name in sorted(names):
+            if name.startswith("policy/") and name.endswith(".yml") and files.hash(name) != name[7:-4]:
+                self.findings.add(Kind.ALTERED, None, f"{name} is not the text whose hash is its name.")
+        tokens = [name for name in sorted(names) if name.startswith("anchors/")]
+        hashes = {sha256(form).digest() for note in notes for form in _forms(note)} if tokens else set()
+        for name in tokens:
+            token = files.read(name)
+            if not any(hashed in token for hashed in hashes):
+                self.findings.add(Kind.FORKED, None, f"{name} is a time stamp of none of the heads in the bundle.")
+        if tokens:
+            self.unchecked.append("Who signed the time stamps was not checked: see README.txt (openssl ts -verify).")
+
+
+def _read_proof(text: bytes) -> tuple[int, list[str], bytes]:
+    """Read one entry's evidence: its number, the steps in hexadecimal, the note. ValueError."""
+    head, blank, note = text.partition(b"\n\n")
+    lines = head.decode("ascii", "replace").split("\n")
+    place = 2 if len(lines) > 1 and lines[1].startswith("extra ") else 1
+    index = lines[place][6:] if len(lines) > place and lines[place].startswith("index ") else ""
+    if lines[0] != "c2sp.org/tlog-proof@v1" or not blank or not _SIZE.fullmatch(index):
+        raise ValueError("it is not the evidence of an entry")
+    steps = [_decode(line) for line in lines[place + 1 :]]
+    if any(len(step) != 32 for step in steps):
+        raise ValueError("one of its hashes is none")
+    return int(index), [step.hex() for step in steps], note
+
+
+def _read_quietly(note: bytes) -> SignedHead | None:
+    try:
+        return read_note(note)
+    except ValueError:
+        return None
+
+
+def _forms(note: bytes) -> Iterator[bytes]:
+    """Give the note as received, and as it was before witnesses added their lines."""
+    yield note
+    head = _read_quietly(note)
+    if head is not None:
+        lines = [
+            f"\u2014 {line.name} {base64.b64encode(line.key_id + line.data).decode()}\n"
+            for line in head.signatures
+            if line.name == head.origin
+        ]
+        yield head.text + b"\n" + "".join(lines).encode()
+
+
+def verify(
+    path: str | os.PathLike[str],
+    keys: Sequence[Key] = (),
+    kept: Sequence[tuple[str, bytes]] = (),
+    *,
+    rules: bool = True,
+    limit: int = LIMIT,
+) -> Report:
+    """Check an export or a bundle: all findings, in the order of the file.
+
+    ``keys`` are the log's and the witnesses' (:func:`read_vkey`); ``kept`` are heads that were received elsewhere, each
+    with a name for it; ``rules``: also judge what the entries tell. Nothing is raised but ModuleNotFoundError, when
+    there are keys and the package ``cryptography`` is not installed.
+    """
+    return Verifier(tuple(keys), tuple(kept), limit, rules=rules).run(Path(path))
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+def lines_of(report: Report, name: str) -> Iterator[str]:
+    """Give what a person reads: each finding, what was not checked, and the result."""
+    for finding in report.findings:
+        place = "" if finding.seq is None else f"entry {finding.seq}"
+        about = f" ({finding.request})" if finding.request else ""
+        yield f"{finding.kind.value.upper()}  {place}{about}{': ' if place or about else ''}{finding.sentence}"
+    for sentence in report.unchecked:
+        yield f"not checked: {sentence}"
+    if report.findings:
+        many = "1 finding" if len(report.findings) == 1 else f"{len(report.findings)} findings"
+        yield f"{name} does NOT verify: {many} in {report.entries} entries."
+    else:
+        head = f"; head over {report.head[0]}, root {report.head[1].hex()}" if report.head else ""
+        yield f"{name} verifies: {report.entries} entries{head}."
+
+
+_USAGE: Final = "python verify.py FILE.zip|FOLDER|FILE.jsonl|FILE.csv [--vkey KEY]... [--head NOTE]..."
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run as a program: 0 verifies, 2 wrong words, 3 something is not installed, 4 does not verify."""
+    words, files, keys, kept = list(arguments), [], [], []
+    try:
+        while words:
+            word = words.pop(0)
+            if word == "--vkey":
+                keys.append(read_vkey(words.pop(0)))
+            elif word == "--head":
+                name = words.pop(0)
+                with Path(name).open("rb") as file:
+                    kept.append((name, file.read(_MAX_NOTE + 1)))
+            else:
+                files.append(word)
+    except (IndexError, ValueError, OSError) as error:
+        sys.stderr.write(f"{error}\n{_USAGE}\n")
+        return 2
+    if len(files) != 1 or files[0].startswith("-"):
+        sys.stderr.write(f"{_USAGE}\n")
+        return 2
+    (path,) = files
+    try:
+        report = verify(path, keys, kept)
+    except ModuleNotFoundError as missing:
+        sys.stderr.write(f"Checking signatures needs the package {missing.name}: pip install cryptography\n")
+        return 3
+    for line in lines_of(report, path):
+        sys.stdout.write(line + "\n")
+    return 4 if report.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
