@@ -1,0 +1,133 @@
+"""Does ``breakglass log …`` print what other tools can use, and change over to a new key as it says?"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from bot import cli
+from storage import audit, checkpoint, heads
+from storage.database import Database
+from storage.heads import HeadKeeper
+from storage.signers import FileKeyring, new_key_file
+
+DEMO = Path(__file__).parent.parent / "bot" / "demo" / "breakglass.yml"
+ORIGIN = "sandbox.example/breakglass"
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch, sqlite_template):
+    """A database with three entries and a policy that signs with a key file, named by the environment."""
+    (tmp_path / "log.db").write_bytes(sqlite_template.read_bytes())
+    new_key_file(tmp_path / "log.key")
+    text = re.sub(
+        r"(?m)^  signer: .*$",
+        f"  signer: {{kind: file, path: {tmp_path / 'log.key'}}}",
+        DEMO.read_text(encoding="utf-8"),
+    )
+    (tmp_path / "policy.yml").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("BREAKGLASS_DATABASE_URL", f"sqlite:///{tmp_path / 'log.db'}")
+    monkeypatch.setenv("BREAKGLASS_POLICY", str(tmp_path / "policy.yml"))
+    database = Database(f"sqlite:///{tmp_path / 'log.db'}")
+    append(database, 3)
+    yield database
+    database.close()
+
+
+def append(database: Database, count: int) -> None:
+    """Append entries."""
+    with database.write() as session:
+        for number in range(count):
+            audit.append(session, event="test:event", at=datetime.now(UTC), actor=audit.SYSTEM, data={"n": number})
+
+
+def sign(database: Database, tmp_path: Path) -> None:
+    """Sign as the bot does."""
+    keyring = FileKeyring(ORIGIN, tmp_path / "log.key")
+    keeper = HeadKeeper(database, ORIGIN, keyring, heartbeat=timedelta(minutes=5), now=lambda: datetime.now(UTC))
+    keeper.round()
+    assert keeper.trouble is None
+
+
+def test_the_head_and_the_key_are_printed_alone_and_fit_each_other(log, tmp_path, capsys):
+    """What the two commands print is a signed note and the vkey that verifies it, and nothing else."""
+    sign(log, tmp_path)
+    assert cli.main(["log", "head"]) == cli.OK
+    note = capsys.readouterr().out.encode()
+    assert cli.main(["log", "key"]) == cli.OK
+    key = checkpoint.parse_vkey(capsys.readouterr().out.removesuffix("\n"))
+    assert checkpoint.verify(note, [key])
+    assert checkpoint.parse(note).checkpoint.size == 3
+
+
+def test_without_a_head_or_a_section_the_answer_is_a_sentence(log, tmp_path, capsys):
+    """A log that nobody has signed yet, or that the policy does not sign, is told; the code is that of a refusal."""
+    assert cli.main(["log", "head"]) == cli.REFUSED
+    assert "no signed head yet" in capsys.readouterr().err
+    policy = tmp_path / "policy.yml"
+    policy.write_text(re.sub(r"(?m)^log:\n(  .*\n)+", "", policy.read_text(encoding="utf-8")), encoding="utf-8")
+    for words in (["log", "key"], ["log", "rotate"]):
+        assert cli.main(words) == cli.REFUSED
+        assert "no section “log”" in capsys.readouterr().err
+
+
+def test_a_new_key_file_is_made_and_its_vkey_printed(log, tmp_path, capsys):
+    """The first step of an installation: a private file, and the public half for the auditors."""
+    assert cli.main(["log", "key", "--new", str(tmp_path / "new.key")]) == cli.OK
+    key = checkpoint.parse_vkey(capsys.readouterr().out.removesuffix("\n"))
+    assert key.name == ORIGIN
+    assert (tmp_path / "new.key").stat().st_mode & 0o777 == 0o600
+    assert FileKeyring(ORIGIN, tmp_path / "new.key").signers()[0].key == key
+    assert cli.main(["log", "key", "--new", str(tmp_path / "new.key")]) == cli.UNAVAILABLE
+    assert "never written over" in capsys.readouterr().err
+
+
+def test_a_rotation_names_who_typed_it_and_prints_both_keys(log, tmp_path, capsys):
+    """After it the log's newest entry and head say so, and the key that is printed is the new one."""
+    sign(log, tmp_path)
+    cli.main(["log", "key"])
+    before = capsys.readouterr().out.strip()
+    assert cli.main(["log", "rotate"]) == cli.OK
+    old, new = (line.split(" ")[1] for line in capsys.readouterr().out.splitlines())
+    assert old == before != new
+    cli.main(["log", "key"])
+    assert capsys.readouterr().out.strip() == new
+    with log.read() as session:
+        entry = audit.read_entries(session)[-1]
+        stored = heads.latest(session)
+    assert entry.event == "log:rotate"
+    assert entry.actor.person.startswith("shell:")
+    assert len(checkpoint.verify(stored.note, map(checkpoint.parse_vkey, (old, new)))) == 2
+
+
+def test_a_key_that_is_lost_is_replaced_only_when_it_is_said_to_be(log, tmp_path, capsys):
+    """Without the old key the rotation is refused and says why; with --lost the new key signs alone."""
+    sign(log, tmp_path)
+    (tmp_path / "log.key").unlink()
+    assert cli.main(["log", "rotate"]) == cli.UNAVAILABLE
+    assert "cannot be read" in capsys.readouterr().err
+    new_key_file(tmp_path / "log.key")
+    assert cli.main(["log", "rotate"]) == cli.UNAVAILABLE
+    assert "does not have" in capsys.readouterr().err
+    assert cli.main(["log", "rotate", "--lost"]) == cli.OK
+    assert capsys.readouterr().out.startswith("old lost\nnew ")
+
+
+def test_a_log_that_was_rewritten_cannot_be_rotated(log, tmp_path, capsys):
+    """A rotation would sign what the old key never would have: it is refused, and security is to be called."""
+    sign(log, tmp_path)
+    with log.write() as session:
+        session.connection().exec_driver_sql("DROP TRIGGER entry_no_delete")
+        session.connection().exec_driver_sql("DELETE FROM entry WHERE seq = 2")
+    assert cli.main(["log", "rotate"]) == cli.REFUSED
+    assert "Call security" in capsys.readouterr().err
+
+
+def test_a_key_file_that_others_can_read_is_not_used(log, tmp_path, capsys):
+    """The sentence says what to do, and the code is that of something that is not available."""
+    (tmp_path / "log.key").chmod(0o644)
+    assert cli.main(["log", "key"]) == cli.UNAVAILABLE
+    assert "chmod 600" in capsys.readouterr().err
