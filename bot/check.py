@@ -61,7 +61,7 @@ def check(settings: Settings) -> list[Finding]:
     except BreakGlassError as error:
         found += [Finding(False, f"Policy: {line}") for line in error.sentence.splitlines()]
     if policy is not None and has_database:
-        found += _heads(settings, policy)
+        found += _heads(settings, policy, now=datetime.now(UTC))
         found += _copies(settings, policy)
     found += _slack(settings, policy)
     found += _vault(settings, policy)
@@ -83,12 +83,11 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding(False, f"Database: entry {bad[0]} of the log is wrong: {bad[1]}")
 
 
-def _heads(settings: Settings, policy: Policy) -> Iterator[Finding]:
+def _heads(settings: Settings, policy: Policy, *, now: datetime) -> Iterator[Finding]:
     """Whether somebody signs the log, and since when nobody did."""
     if policy.log is None:
         yield Finding(True, "Log: the policy has no section “log”, so its heads are not signed.")
         return
-    now = datetime.now(UTC)
     try:
         with Database(settings.database_url).read() as session:
             standing = heads.standing(session, now=now)
@@ -99,7 +98,8 @@ def _heads(settings: Settings, policy: Policy) -> Iterator[Finding]:
             if newest is not None:
                 verify(newest.note, [signer.key for signer in signers])
     except (DatabaseDown, SignerDown, Rewritten, ValueError) as error:
-        yield Finding(False, f"Log: {error}")
+        # A head that no key of the log signed is among them: BadSignature and NotSigned are ValueErrors.
+        yield Finding(False, f"Log: {str(error).removesuffix('.')}.")
         return
     yield Finding(True, f"Log: its heads are signed with {key}.")
     if newest is None:

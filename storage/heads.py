@@ -100,7 +100,7 @@ def covering(session: Session, seq: int) -> SignedHead | None:
 
 
 def key_in_force(session: Session) -> VerifierKey | None:
-    """Return the key that the newest rotation went over to; None: there was none.
+    """Return the key that the newest rotation went over to; None: there was none, or its body was pruned.
 
     Raises :class:`Rewritten` when that entry names no key.
     """

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bot import cli
+from bot import check, cli
+from bot.settings import Settings
 from storage import audit, checkpoint, heads
 from storage.database import Database
 from storage.heads import HeadKeeper
+from storage.models import SignedHead
 from storage.signers import FileKeyring, new_key_file
+from workflows import policy as rules
 
 DEMO = Path(__file__).parent.parent / "bot" / "demo" / "breakglass.yml"
 ORIGIN = "sandbox.example/breakglass"
@@ -131,3 +134,67 @@ def test_a_key_file_that_others_can_read_is_not_used(log, tmp_path, capsys):
     (tmp_path / "log.key").chmod(0o644)
     assert cli.main(["log", "key"]) == cli.UNAVAILABLE
     assert "chmod 600" in capsys.readouterr().err
+
+
+# --- what breakglass check says ------------------------------------------------------------------------------------
+
+
+def said(tmp_path: Path, *, later: timedelta = timedelta(0)) -> tuple[bool, str]:
+    """What the check says of the heads: whether all is fine, and all sentences."""
+    settings = Settings(
+        slack_bot_token="",
+        slack_app_token="",
+        vault_address="",
+        policy_file=tmp_path / "policy.yml",
+        database_url=f"sqlite:///{tmp_path / 'log.db'}",
+    )
+    found = list(check._heads(settings, rules.load(settings.policy_file), now=datetime.now(UTC) + later))
+    return all(finding.is_fine for finding in found), " ".join(finding.sentence for finding in found)
+
+
+def test_the_check_says_how_old_the_newest_head_is_and_the_key(log, tmp_path):
+    """While the bot signs, the age of the newest head and the vkey are told, and all is fine."""
+    sign(log, tmp_path)
+    is_fine, words = said(tmp_path, later=timedelta(minutes=4))
+    assert is_fine
+    assert str(FileKeyring(ORIGIN, tmp_path / "log.key").signers()[0].key) in words
+    assert "over 3 entries and 4 minutes" in words
+
+
+def test_the_check_finds_that_nobody_signs(log, tmp_path):
+    """Entries without a head, and a heartbeat that did not come, are problems."""
+    is_fine, words = said(tmp_path)
+    assert not is_fine
+    assert "no head is signed yet" in words
+    sign(log, tmp_path)
+    is_fine, words = said(tmp_path, later=timedelta(minutes=11))
+    assert not is_fine
+    assert "no bot runs, or none can sign" in words
+    append(log, 2)
+    assert said(tmp_path)[0]  # it may be about to be signed
+    is_fine, words = said(tmp_path, later=timedelta(minutes=1))
+    assert not is_fine
+    assert "2 entries are not signed" in words
+
+
+def test_the_check_finds_a_signer_that_cannot_and_a_head_that_is_not_the_logs(log, tmp_path):
+    """A key that is not there, another key, and a planted head are problems, each with its sentence."""
+    sign(log, tmp_path)
+    with log.write() as session:
+        good = heads.latest(session)
+        bad = checkpoint.parse(good.note).signatures[0]
+        forged = checkpoint.Signature(bad.name, bad.key_id, b"\0" * 64)
+        note = checkpoint.compose(checkpoint.parse(good.note).checkpoint, [forged])
+        session.add(SignedHead(size=3, root=good.root, note=note, at=good.at, reason="heartbeat"))
+    assert said(tmp_path) == (False, f"Log: the signature of {ORIGIN} is wrong.")
+    (tmp_path / "log.key").unlink()
+    assert "cannot be read" in said(tmp_path)[1]
+    new_key_file(tmp_path / "log.key")
+    assert "does not have" in said(tmp_path)[1]
+
+
+def test_the_check_says_that_a_log_without_the_section_is_not_signed(log, tmp_path):
+    """No section is no problem, but is told."""
+    policy = tmp_path / "policy.yml"
+    policy.write_text(re.sub(r"(?m)^log:\n(  .*\n)+", "", policy.read_text(encoding="utf-8")), encoding="utf-8")
+    assert said(tmp_path) == (True, "Log: the policy has no section “log”, so its heads are not signed.")
