@@ -44,6 +44,7 @@ from workflows.policy_file import (
     parse_duration,
     say_duration,
 )
+from workflows.retention_rules import RetentionRules
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -60,6 +61,7 @@ __all__ = [
     "Policy",
     "PolicyInvalid",
     "Problem",
+    "RetentionRules",
     "Roster",
     "SignerRules",
     "Threshold",
@@ -73,6 +75,7 @@ __all__ = [
     "in_force",
     "is_auditor",
     "load",
+    "may_prune",
     "parse",
     "parse_duration",
     "roles",
@@ -260,6 +263,11 @@ def roles(
 def is_auditor(policy: Policy, roster: Roster, person: str) -> bool:
     """Say whether the person may export the log."""
     return roster.able(person) and person in roster.resolve(policy.auditors)
+
+
+def may_prune(policy: Policy, roster: Roster, person: str) -> bool:
+    """Say whether the person may put requests under legal hold and confirm what is pruned: auditors and security."""
+    return roster.able(person) and person in roster.resolve((*policy.auditors, *policy.security))
 
 
 def accounts_for(policy: Policy, roster: Roster, person: str) -> tuple[Account, ...]:

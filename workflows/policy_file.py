@@ -8,7 +8,7 @@ Rules
   document refuse, so that the file means what it shows.
 * What becomes part of a Slack message is held to a form that cannot break out of it; the settings of an engine are
   checked by ``LevelSettings``, and its findings are reported with their lines. The section ``log`` is read by
-  ``log_rules.py``.
+  ``log_rules.py``, ``retention`` by ``retention_rules.py``.
 
 Pure but :func:`load`, which reads a file. The judging is in ``policy.py``, from where everything here is imported.
 """
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import yaml
 
-from workflows import log_rules
+from workflows import log_rules, retention_rules
 from workflows.engines import ENGINES, LevelSettings
 from workflows.errors import BreakGlassError, Invalid
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from workflows.log_rules import LogRules
+    from workflows.retention_rules import RetentionRules
 
 MAX_BYTES: Final = 256 * 1024  # a policy for hundreds of accounts; more is a mistake or an attack on the parser
 MAX_DEPTH: Final = 12  # the format needs 6; the composer recurses, and a file of brackets would end the process
@@ -131,6 +132,7 @@ class Policy:
     text: str = field(repr=False)
     hash: str
     log: LogRules | None = None  # None: it is neither signed nor copied
+    retention: RetentionRules | None = None  # None: nothing is ever pruned
 
     def everyone(self) -> tuple[str, ...]:
         """Return every user id and group that the policy names, each once, in the order of the file."""
@@ -423,7 +425,7 @@ class _Reader:
             return None
         lists = ("leadership", "security", "reviewers", "auditors")
         keys = ("version", "incident_channel", *lists, "review_within", "accounts")
-        top = self.mapping(_At(node, 1, ""), keys, ("log",))
+        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention"))
         if "version" in top:
             self.number(top["version"], 1, 1)
         accounts = {}
@@ -444,6 +446,7 @@ class _Reader:
             text=self.text,
             hash=hashlib.sha256(self.text.encode(errors="replace")).hexdigest(),
             log=log_rules.read(self, top["log"]) if "log" in top else None,
+            retention=retention_rules.read(self, top["retention"]) if "retention" in top else None,
         )
 
     def account(self, name: str, at: _At) -> Account:
