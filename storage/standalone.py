@@ -1693,7 +1693,7 @@ class Verifier:
         joined = self._consistency(files, names, heads, export)
         self._heads(notes, heads, export)
         for name in proofs:
-            self._proof(name, files.read(name), export)
+            self._proof(name, files, names, export)
         self._texts(files, names, [note for _, note in notes])
         self._compare(export, joined)
         return self._report(export)
@@ -1772,15 +1772,19 @@ class Verifier:
         if export.header.head[0] not in by_size:
             self.unchecked.append("No signed head is over exactly the entries of this export.")
 
-    def _proof(self, name: str, text: bytes, export: Export) -> None:
+    def _proof(self, name: str, files: Files, names: set[str], export: Export) -> None:
         """Check one entry's evidence (C2SP tlog-proof) against the entry in the bundle."""
         try:
-            seq, steps, note = _read_proof(text)
+            seq, steps, note = _read_proof(files.read(name))
             signed = read_note(note)
         except ValueError as error:
             self.findings.add(Kind.UNREADABLE, None, f"{name}: {error}.")
             return
         leaf = (export.leaves or {}).get(seq)
+        # What put a policy on record may stand outside the selection: then it stands beside its evidence.
+        body = name[: -len(".tlog-proof")] + ".json"
+        if leaf is None and name.startswith("policy/") and body in names:
+            leaf = leaf_hash(files.read(body))
         if leaf is None or not Paths(signed.size, signed.root).leads(leaf, seq, steps):
             self.findings.add(Kind.ALTERED, seq, f"{name} does not lead from this entry to the head in it.")
         if self._keys:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlmodel import col, select, update
 
 from storage import closing
-from storage.audit import SYSTEM, Actor, append
+from storage.audit import SYSTEM, Actor, append, parse
 from storage.database import Clash, DatabaseDown
-from storage.models import Answer, Decision, Grant, Request, Review, State
+from storage.models import Answer, Decision, Entry, Grant, Request, Review, State
 from workflows.errors import Conflict, Invalid, Refused, Unavailable
 from workflows.lifecycle import Action, Role, step
 
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from sqlmodel import Session
 
     from storage.database import Database, Write
+    from workflows.policy import Policy
 
+POLICY_LOAD: Final = "policy:load"
+POLICY_TEXT: Final = "policy:text"
+_PART: Final = 12_000  # characters of a policy in one entry: of four bytes each, they fit
 _AT_ONCE: Final = 100  # closing entries in one transaction: a click must not wait for all of them
 
 
@@ -178,6 +182,33 @@ class Door:
                         closed += 1
         return closed
 
+    def record_policy(self, policy: Policy, *, now: datetime) -> bool:
+        """Put on record which policy is in force from now on, with its text when that is new; say whether it changed.
+
+        An export then holds the very rules that each decision was made under: a decision's hash is that of this text's
+        SHA-256 and the custodians (:func:`workflows.policy.in_force`).
+        """
+        with self._write() as session:
+            newest = session.exec(
+                select(Entry).where(Entry.event == POLICY_LOAD).order_by(col(Entry.seq).desc())
+            ).first()
+            if newest is not None and _is_about(newest, policy):
+                return False
+            told: dict[str, Any] = {"hash": policy.hash}
+            known = session.exec(select(Entry).where(col(Entry.event).in_((POLICY_LOAD, POLICY_TEXT))))
+            if not any(_is_about(entry, policy) for entry in known):
+                text = policy.text
+                parts = [text[at : at + _PART] for at in range(0, len(text), _PART)]
+                if len(parts) == 1:
+                    told["text"] = text
+                else:
+                    told["parts"] = len(parts)
+                    for number, part in enumerate(parts, start=1):
+                        piece = {"hash": policy.hash, "part": number, "parts": len(parts), "text": part}
+                        _append(session, None, event=POLICY_TEXT, actor=SYSTEM, at=now, data=piece)
+            _append(session, None, event=POLICY_LOAD, actor=SYSTEM, at=now, data=told)
+        return True
+
     @contextmanager
     def turn(self, request_id: str, *, now: datetime) -> Iterator[Turn]:
         """Begin a transaction on one request; it commits at the end of the block."""
@@ -253,6 +284,14 @@ def decisions_of(session: Session, request_id: str) -> list[Decision]:
 def grants_of(session: Session, request_id: str) -> list[Grant]:
     """Return a request's credentials, in order."""
     return list(session.exec(select(Grant).where(Grant.request_id == request_id).order_by(col(Grant.number))))
+
+
+def _is_about(entry: Entry, policy: Policy) -> bool:
+    """Whether a policy's entry is about this one. One that cannot be read is about none: then the text comes again."""
+    try:
+        return parse(entry.body or b"").data.get("hash") == policy.hash
+    except ValueError:
+        return False
 
 
 def _append(session: Write, request_id: str | None, *, data: Mapping[str, Any], **entry: Any) -> None:  # noqa: ANN401

@@ -612,3 +612,37 @@ class Period:
         """Return the middle time from opening to quorum; None when nothing was approved."""
         known = sorted(row.to_approve for row in self.rows if row.to_approve is not None)
         return known[len(known) // 2] if known else None
+
+
+# --- the bundle around it ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What each page says of the bundle that it lies in."""
+
+    origin: str | None  # the log's name; None: its heads are not signed
+    at: datetime  # the time of the head that the bundle stands at
+    size: int
+    root: str  # hex
+    selection: Mapping[str, str | None]  # since, until, account, request
+    entries: int
+    has_names: bool
+
+    @property
+    def is_one_request(self) -> bool:
+        """Whether nothing but one request may be seen in it."""
+        return self.selection.get("request") is not None
+
+    def what(self) -> str:
+        """Return the selection in words."""
+        if self.selection.get("request"):
+            told = f"request {self.selection['request']}"
+        elif self.selection.get("account"):
+            told = f"all requests of the account {self.selection['account']}"
+        else:
+            told = "the whole log"
+        since, until = self.selection.get("since"), self.selection.get("until")
+        if since or until:
+            told += f", from {moment(since) if since else 'its beginning'} to {moment(until) if until else 'its end'}"
+        return told
