@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pymerkle
 import pytest
 from counter import ADA, RITA
+from test_format import block
 
 from bot.demo.vault_setup import LOG_KEY, LOG_MOUNT
 from storage import audit, checkpoint, heads, merkle, proofs
@@ -269,6 +270,13 @@ def test_a_forked_log_is_refused_by_both_although_its_head_is_signed(go, run, re
     assert not any(ask(go, [question | {"proof": proof} for proof in tried]))
     for proof in tried:
         assert not merkle.verify_consistency(old.size, old.root, tree.size, tree.root, proof)
+
+
+def test_go_accepts_the_heads_of_the_document(go):
+    """The head, the heartbeat and the rotation of FORMAT.md open in Go with the vkeys of its trust file."""
+    vkeys = [line.split()[1] for line in block("tlog-policy").splitlines() if line.startswith("log ")]
+    notes = [block(name).encode() for name in ("checkpoint", "heartbeat", "rotation", "cosigned")]
+    assert all(ask(go, [{"ask": "note", "note": note, "keys": vkeys} for note in notes]))
 
 
 def test_the_evidence_file_of_each_entry_verifies(run):
