@@ -22,7 +22,7 @@ from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bot import follower_commands, log_commands
+from bot import follower_commands, log_commands, retention_commands
 from storage.audit import Actor, Damaged
 from storage.database import Database, DatabaseDown
 from storage.export import export
@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     out.set_defaults(run=_export)
 
     log_commands.add(commands, who=_me)
+    retention_commands.add(commands, who=_me)
     follower_commands.add(commands, who=_me)
 
     verify = commands.add_parser("verify", help="recompute the hashes of an export and name what is wrong")

@@ -20,6 +20,8 @@ from bot.blockkit import Block, escape, label, mention, person, plain, plural, t
 from storage.models import Outcome, State
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
+from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT
+from workflows.retention import RELEASE as LET_GO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +51,11 @@ _VERBS: Final[Mapping[str, str]] = MappingProxyType(
         Action.REVOKE: "revoke it",
         Action.REVIEW: "file the review",
         "log:export": "export the log",
+        HOLD: "put it under legal hold",
+        LET_GO: "end its legal hold",
+        PROPOSE: "propose what is pruned",
+        CONFIRM: "confirm what is pruned",
+        REJECT: "reject what is to be pruned",
     }
 )
 
@@ -72,6 +79,8 @@ def review_words(findings: str, follow_ups: Sequence[Mapping[str, Any]]) -> list
 
 def line(record: Record, case: Case | None, name: str) -> Words:
     """Return an entry's line and what was typed. ``name``: what it is about, escaped; empty when it is not known."""
+    if record.is_pruned:
+        return f"What stood here ({escape(record.event.replace(':', ' '), 80)}) was pruned: its time was over.", []
     who = "The bot" if record.actor.person == "system" else mention(record.actor.person)
     if record.refused is not None:
         tried = _VERBS.get(record.event, escape(record.event, 80))
@@ -218,6 +227,58 @@ def _export_line(record: Record, who: str, _case: Case | None, _name: str) -> Wo
     ) else f"{who} exported the log.", []
 
 
+def _held_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    return f"{who} put it under *legal hold*: nothing of it is pruned.", [typed(str(record.data.get("reason", "")))]
+
+
+def _let_go_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    reason = record.data.get("reason")
+    return f"{who} *ended its legal hold*.", [typed(str(reason))] if reason else []
+
+
+def _propose_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    line = (
+        f"{who} *proposed to prune {_entries(data)}* whose time is over ({_classes(data)}; from "
+        f"{escape(str(data.get('oldest', ''))[:10], 20)} to {escape(str(data.get('newest', ''))[:10], 20)}). What they "
+        f"say goes for good, their hashes stay. Nothing of an open request, or of one under legal hold, is among them. "
+        f"Two different people of auditors and security must confirm plan {_plan_name(data)} within a week."
+    )
+    return line, []
+
+
+def _confirm_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    count = f"{_number(record.data, 'have')} of {_number(record.data, 'need')}"
+    return f"{who} *confirmed* the pruning of plan {_plan_name(record.data)} ({count}).", []
+
+
+def _reject_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    return f"{who} *rejected* the pruning of plan {_plan_name(record.data)}; nothing is pruned.", []
+
+
+def _apply_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    left = _number(data, "left")
+    stayed = f" {left} of the plan stayed: under legal hold by now, or to be kept for longer." if left else ""
+    by = " and ".join(mention(str(one)) for one in _listed(data, "confirmed_by")[:5])
+    return f"*Pruned {_entries(data)}*, plan {_plan_name(data)}, confirmed by {by}. Their hashes stay.{stayed}", []
+
+
+def _entries(data: Mapping[str, Any]) -> str:
+    count = _number(data, "count")
+    return "1 entry" if count == 1 else f"{count} entries"
+
+
+def _classes(data: Mapping[str, Any]) -> str:
+    found = data.get("classes")
+    counts = found.items() if isinstance(found, dict) else ()
+    return ", ".join(f"{escape(str(name), 40)} {escape(str(count), 20)}" for name, count in list(counts)[:20])
+
+
+def _plan_name(data: Mapping[str, Any]) -> str:
+    return f"`{escape(str(data.get('plan', ''))[:12], 40)}`"
+
+
 _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = MappingProxyType(
     {
         Action.OPEN: _open_line,
@@ -242,6 +303,12 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.REVIEW: _review_line,
         Action.REMIND: lambda _r, _w, _c, _p: ("*The review is overdue.*", []),
         "log:export": _export_line,
+        HOLD: _held_line,
+        LET_GO: _let_go_line,
+        PROPOSE: _propose_line,
+        CONFIRM: _confirm_line,
+        REJECT: _reject_line,
+        APPLY: _apply_line,
         "log:alarm": _alarm_line,
         "copy:behind": _behind_line,
         "copy:caught_up": _caught_up_line,

@@ -20,7 +20,7 @@ import re
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,11 +33,12 @@ from workflows import policy as rules
 from workflows.desk import Ask, Findings, FollowUp
 from workflows.errors import BreakGlassError, Conflict, Invalid, Unavailable
 from workflows.lifecycle import Action
+from workflows.retention import RetentionDesk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from datetime import datetime, timedelta
+    from datetime import timedelta
 
     from slack_bolt import Ack, App, Respond
     from slack_sdk import WebClient
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 
 _BUTTON: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,9})")
 _REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}")
-_SUBCOMMANDS: Final = ("help", "status", "review", "export")
+_PROPOSAL: Final = re.compile(r"([0-9]{1,18}) ([0-9a-f]{64})")
+_SUBCOMMANDS: Final = ("help", "status", "review", "export", "hold", "unhold")
 
 
 def register(
@@ -66,7 +68,8 @@ def register(
     ``export`` sends an allowed asker one request's log; it raises a BreakGlassError when it cannot. ``pause`` waits
     between tries (seconds). ``first`` is entered while somebody looks at an empty window: other work may wait.
     """
-    front = _Front(desk, now, export, pause, first)
+    retention = RetentionDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
+    front = _Front(desk, retention, now, export, pause, first)
     app.command(views.COMMAND)(front.command)
     for action_id, clicked in (
         (views.ASK, front.ask),
@@ -80,6 +83,8 @@ def register(
         (views.RELEASE, front.release),
         (views.REVOKE, front.revoke),
         (views.REVIEW, front.review_form),
+        (views.CONFIRM_PRUNING, front.confirm_pruning),
+        (views.REJECT_PRUNING, front.reject_pruning),
     ):
         app.action(action_id)(clicked)
     # Last: a button of an older or newer bot's message must not be dead.
@@ -130,6 +135,21 @@ def _about(body: Mapping[str, Any], about: str) -> _Click:
     if match is None:
         raise Conflict("That button is not of this version of the bot. Nothing was changed.", code="unknown_button")
     return _Click(actor_of(body), match[1], int(match[2]))
+
+
+def _proposal(body: Mapping[str, Any]) -> tuple[int, str]:
+    match = _PROPOSAL.fullmatch(str(body["actions"][0].get("value", "")))
+    if match is None:
+        raise Conflict("That button is not of this version of the bot. Nothing was changed.", code="unknown_button")
+    return int(match[1]), match[2]
+
+
+def _clicked_at(body: Mapping[str, Any]) -> datetime | None:
+    """Return when the click was made, by Slack's clock; None when the payload does not say."""
+    try:
+        return datetime.fromtimestamp(float(body["actions"][0].get("action_ts") or ""), UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _values(view: Mapping[str, Any]) -> dict[str, str]:
@@ -189,6 +209,7 @@ class _Front:
     """Every listener. Bolt gives each the arguments that it names."""
 
     desk: Desk
+    retention: RetentionDesk
     now: Callable[[], datetime]
     export: Export | None
     pause: Callable[[float], None]
@@ -216,6 +237,13 @@ class _Front:
                 request_id = _request_id("export", words[1:])
                 ack()
                 respond(self._send_log(actor_of(body), request_id), response_type="ephemeral")
+            case "hold" | "unhold":
+                request_id = _request_id(first, words[1:])
+                ack()
+                reason = " ".join(words[2:])
+                respond(
+                    self._hold(actor_of(body), request_id, reason, is_on=first == "hold"), response_type="ephemeral"
+                )
             case _ if first in self.desk.policy.accounts:
                 ack()
                 self._open_form(body, client, read_wish(words[1:], self.desk.policy.accounts[first]))
@@ -233,6 +261,13 @@ class _Front:
             raise Unavailable("This bot does not send files. Ask whoever runs it for “breakglass export”.")
         self.export(actor, request_id)
         return f"The log of {request_id} is in your direct messages with me."
+
+    def _hold(self, actor: Actor, request_id: str, reason: str, *, is_on: bool) -> str:
+        if is_on:
+            self.retention.hold(actor, request_id, reason, now=self.now())
+            return f"{request_id} is under legal hold: nothing of it is pruned."
+        self.retention.release(actor, request_id, reason, now=self.now())
+        return f"The legal hold of {request_id} has ended."
 
     def _no_such(self, actor: Actor, word: str) -> str:
         names = [account.name for account in self.desk.accounts_for(actor.person)]
@@ -442,6 +477,27 @@ class _Front:
         self.desk.review(click.actor, click.request_id, click.version, form, now=self.now())
         text = f"The review of {click.request_id} is filed and stands in its thread. Thank you."
         ack(response_action="update", view=modals.sentence(click.request_id, text))
+
+    # What is pruned.
+
+    def confirm_pruning(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Confirm what is pruned; with the second person's click it is done, which may take some seconds."""
+        seq, plan = _proposal(body)
+        ack()
+        seen_at = _clicked_at(body)
+        done = self.retention.confirm(actor_of(body), seq, plan, seen_at=seen_at, now=self.now())
+        if done.pruned is None:
+            text = f"You confirmed it: {done.have} of {done.need}. Nothing is pruned before somebody else has, too."
+        else:
+            text = f"Done: {done.pruned} pruned, {done.left} of the plan left."
+        self._answer(body, client, text)
+
+    def reject_pruning(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Reject what was proposed."""
+        seq, plan = _proposal(body)
+        self.retention.reject(actor_of(body), seq, plan, now=self.now())
+        ack()
+        self._answer(body, client, "You rejected it. Nothing is pruned.")
 
     # The Home tab.
 

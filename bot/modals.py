@@ -445,6 +445,8 @@ def help_text() -> str:
             f"`{command} status` lists what is open for you; `{command} status BG-7KQ2` shows one request.",
             f"`{command} review BG-7KQ2` opens the review form, for reviewers.",
             f"`{command} export BG-7KQ2` sends you its log, for auditors.",
+            f"`{command} hold BG-7KQ2 why` keeps its log from being pruned, for auditors and security.",
+            f"`{command} unhold BG-7KQ2 why` ends that.",
             "What happens: custodians are asked, you open the credential, it ends by itself, the use is reviewed.",
         )
     )

@@ -56,6 +56,7 @@ from storage.models import Post, Request
 from workflows import policy as rules
 from workflows.errors import Unavailable
 from workflows.lifecycle import Action, Role, allowed_roles
+from workflows.retention import PROPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -559,6 +560,9 @@ class ThreadFollower:
             security = " ".join(self._mention(claim, name) for name in self._policy().security)
             called |= dict.fromkeys(untrusted, security)
         if case is None:
+            if PROPOSE in events:  # two of these must confirm
+                names = dict.fromkeys((*self._policy().auditors, *self._policy().security))
+                called[PROPOSE] = " ".join(self._mention(claim, name) for name in names)
             return called
         if alarming := events & {Action.OPEN, Action.ISSUE}:
             policy = self._policy()

@@ -47,6 +47,7 @@ from bot.blockkit import (
 from storage.models import Answer, State
 from workflows.lifecycle import Action, allowed_roles
 from workflows.policy import say_duration
+from workflows.retention import CONFIRM, PROPOSE, REJECT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,6 +71,8 @@ RELEASE: Final = Action.RELEASE.value
 REVOKE: Final = Action.REVOKE.value
 REVIEW: Final = Action.REVIEW.value
 ASK: Final = "request:form"  # on the Home tab: opens the form
+CONFIRM_PRUNING: Final = CONFIRM
+REJECT_PRUNING: Final = REJECT
 
 # callback ids of modals
 OPEN_FORM: Final = Action.OPEN.value
@@ -371,6 +374,25 @@ def reviewing(case: Case) -> list[Block]:
     return [button("File review…", REVIEW, value(case), style="primary", hint=f"File the review of {case.request.id}")]
 
 
+def pruning(records: Sequence[Record]) -> list[Block]:
+    """Return the buttons of the newest of these entries that proposes what is pruned; they carry it and its plan."""
+    proposal = next((one for one in reversed(records) if one.event == PROPOSE and one.refused is None), None)
+    if proposal is None:
+        return []
+    carried = f"{proposal.seq} {proposal.data.get('plan', '')}"
+    ask_first = confirm(
+        "Confirm the pruning?",
+        "What these entries say goes for good; their hashes stay. It happens when two different people have confirmed. "
+        "You answer for this decision.",
+        "Confirm",
+        style="danger",
+    )
+    return [
+        button("Confirm", CONFIRM_PRUNING, carried, style="danger", confirm=ask_first, hint="Confirm the pruning"),
+        button("Reject", REJECT_PRUNING, carried, hint="Reject the pruning"),
+    ]
+
+
 def requesting(case: Case) -> list[Block]:
     """Return the requester's buttons."""
     return [*_withdrawing(case), *_revealing(case), *_releasing(case)]
@@ -550,7 +572,8 @@ def post(
             waiting = []
     blocks += [section(text) for text in joined(waiting)]
     name = f"{case.request.id}: " if case is not None else ""
-    return Message(name + clip("\n".join(texts), MOST_TEXT), blocks[:MOST_BLOCKS])
+    below = actions(BUTTONS, pruning(records)) if case is None else []
+    return Message(name + clip("\n".join(texts), MOST_TEXT), blocks[: MOST_BLOCKS - len(below)] + below)
 
 
 def _name(record: Record, case: Case | None, policy: Policy) -> str:
