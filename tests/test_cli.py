@@ -11,6 +11,7 @@ import pytest
 from bot import cli
 from storage.audit import Actor, append, read_entries
 from storage.database import Database
+from storage.models import Feed
 
 POLICY = Path(__file__).parent.parent / "bot" / "demo" / "breakglass.yml"
 
@@ -123,3 +124,47 @@ def test_serve_without_an_environment_names_everything(monkeypatch, capsys):
         monkeypatch.delenv(name)
     assert cli.main(["serve"]) == cli.USAGE
     assert len(capsys.readouterr().err.splitlines()) >= 4
+
+
+@pytest.fixture
+def copies(log, tmp_path, monkeypatch):
+    """A policy with a copy in a file and one in a second PostgreSQL."""
+    text = POLICY.read_text(encoding="utf-8")
+    standby = "  copies:\n    standby: { kind: postgresql, url_env: STANDBY_URL }\n"
+    assert "  copies:\n" in text
+    file = tmp_path / "policy.yml"
+    file.write_text(text.replace("  copies:\n", standby), encoding="utf-8")
+    monkeypatch.setenv("BREAKGLASS_POLICY", str(file))
+    return log
+
+
+def test_the_set_up_of_a_copy_is_printed_ready_to_run(copies, monkeypatch, capsys):
+    """The SQL for the standby comes alone on standard output, for the role and database of its URL, without secrets."""
+    monkeypatch.setenv("STANDBY_URL", "postgresql://keeper:hunter2@standby.example/evidence")
+    assert cli.main(["follower", "setup", "standby"]) == cli.OK
+    said = capsys.readouterr().out
+    assert 'CREATE ROLE "keeper" LOGIN' in said
+    assert 'CREATE DATABASE "evidence"' in said
+    assert "hunter2" not in said
+
+
+def test_what_cannot_be_set_up_is_told(copies, capsys):
+    """A copy that needs nothing, and one that the policy does not have, are a sentence and the code of a refusal."""
+    assert cli.main(["follower", "setup", "archive"]) == cli.REFUSED
+    assert "needs nothing" in capsys.readouterr().err
+    for command in ("setup", "reset"):
+        assert cli.main(["follower", command, "nowhere"]) == cli.REFUSED
+        assert "standby" in capsys.readouterr().err
+
+
+def test_a_reset_is_on_record_with_who_typed_it(copies, capsys):
+    """A copy that was replaced gets the whole log again, and the entry names whoever had it done."""
+    with copies.write() as session:
+        session.add(Feed(follower="archive", request_id="*", seq=2))
+    assert cli.main(["follower", "reset", "archive"]) == cli.OK
+    assert "up to 2" in capsys.readouterr().out
+    with copies.read() as session:
+        last = read_entries(session)[-1]
+        assert session.get(Feed, ("archive", "*")).seq == -1
+    assert (last.event, last.data) == ("copy:reset", {"copy": "archive", "acknowledged": 2})
+    assert last.actor.person.startswith("shell:")

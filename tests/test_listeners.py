@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -63,6 +65,14 @@ class Office:
     client: object
     exported: list = field(default_factory=list)
     pauses: list = field(default_factory=list)
+    serving: int = 0
+
+    @contextmanager
+    def first(self):
+        """Count those who look at an empty window."""
+        self.serving += 1
+        yield
+        self.serving -= 1
 
     def as_(self, actor):
         """Act as somebody."""
@@ -123,6 +133,7 @@ def office(real, sqlite_template, tmp_path):
                 now=lambda: desk.now,
                 export=lambda actor, request_id: office.exported.append((actor, request_id)),
                 pause=office.pauses.append,
+                first=office.first,
             )
             with bolted(sandbox, app):
                 yield office
@@ -399,6 +410,47 @@ def test_the_credential_is_in_the_window_and_nowhere_else(office, caplog):
     assert password not in caplog.text
     assert password not in str([r.body for r in office.desk.log_of()])
     logging.getLogger("slack_sdk").setLevel(logging.NOTSET)
+
+
+class _Copy:
+    """A required copy that is down until the test says otherwise, and says when it is asked."""
+
+    within = timedelta(minutes=1)
+
+    def __init__(self):
+        self.back = threading.Event()
+
+    def behind(self, seq):
+        """Whether it is missing."""
+        return () if self.back.is_set() else ("archive",)
+
+    def wait(self, seconds):
+        """Wait for it."""
+        self.back.wait(seconds)
+
+
+def test_the_window_says_what_is_waited_for_and_then_shows_the_credential(office):
+    """While a required copy is down the window names it; the credential comes in the same window, and others go on."""
+    copy = office.desk.required = _Copy()
+    row = office.desk.approved()
+    office.as_(RITA).click(office.draw(row, views.handover, to="U0RITA"), views.REVEAL)
+    waiting = office.window(RITA, "archive")
+    assert "by itself" in str(waiting["blocks"])
+    assert office.serving == 0
+    copy.back.set()
+    view = office.window(RITA, "psql")
+    assert view["id"] == waiting["id"]
+    assert office.state(row) is State.ACTIVE
+
+
+def test_a_copy_that_stays_down_is_told_in_the_window(office):
+    """After its time the window says what did not come, and what to do."""
+    copy = office.desk.required = _Copy()
+    copy.within = timedelta(seconds=1)
+    row = office.desk.approved()
+    office.as_(RITA).click(office.draw(row, views.handover, to="U0RITA"), views.REVEAL)
+    office.window(RITA, "press the button again")
+    assert office.state(row) is State.APPROVED
 
 
 def test_show_again_gives_a_fresh_one(office):

@@ -31,7 +31,7 @@ from bot.sandbox.driver import Driver
 from bot.sandbox.server import Sandbox
 from bot.sandbox.workspace import BOT_USER, Channel, Group, Person, WorkspaceSeed
 from bot.thread import ThreadFollower
-from storage.audit import Actor, read_entries
+from storage.audit import SYSTEM, Actor, read_entries
 from storage.holder import is_dead, new_holder
 from storage.models import Feed, Outcome, Post
 from workflows import policy as rules
@@ -410,6 +410,23 @@ def test_entries_about_no_request_are_posted_in_the_channel(world: _World) -> No
     assert "<@U0OLGA>" in world.history()[0]["text"]
 
 
+@pytest.mark.parametrize("event", ["copy:behind", "log:alarm"])
+def test_security_is_called_when_the_log_or_a_copy_of_it_fails(world: _World, event: str) -> None:
+    """That evidence is not kept as it must be is said in the incident channel, and security is called."""
+    world.desk.record(
+        event,
+        SYSTEM,
+        {"copy": "archive", "required": True, "entries": 3, "seconds": 300, "why": "Full.", "sentence": "Full."},
+        now=world.now(),
+    )
+    world.desk.record("copy:caught_up", SYSTEM, {"copy": "archive"}, now=world.now())
+    world.settle()
+    world.assert_lines(world.of(world.history(), ""), world.log(""))
+    text = world.history()[0]["text"]
+    assert "Full." in text
+    assert text.count(f"<!subteam^{world.directory.group_id('@security')}>") == 1
+
+
 def test_custodians_are_called_when_nobody_answers(world: _World) -> None:
     """At half the time the thread calls the custodians by name."""
     row = world.open()
@@ -605,7 +622,9 @@ def test_a_stuck_direct_message_holds_up_nobody(world: _World) -> None:
     rows = [world.open() for _ in range(4)]
     for row in rows:
         world.driver.wait_for(lambda row=row: world.letters(row.id, CORA), 20, what="Cora's message")
-        world.driver.wait_for(lambda row=row: world.thread(row.id), 20, what="the thread")
+        world.driver.wait_for(
+            lambda row=row: world.of(world.history(), row.id) and world.thread(row.id), 20, what="the thread"
+        )
     assert not any(world.letters(row.id, CARL) for row in rows)
     assert {found.reason for found in follower.stuck()} == {"no_answer_RemoteDisconnected"}
     world.driver.clear_faults()

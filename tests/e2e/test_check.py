@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -11,6 +12,9 @@ from bot.demo.parts import PartFailed
 from bot.demo.run import Demo
 from bot.sandbox.driver import Driver
 from bot.settings import from_environment
+from storage.audit import SYSTEM, append
+from storage.database import Database
+from storage.models import Feed
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +130,32 @@ def test_a_bot_that_may_read_credentials_itself_is_a_problem(demo, settings):
     """Too many rights are a finding, too: with the root token the bot could read every level."""
     found = problems(replace(settings, vault_role_id="", vault_secret_id="", vault_token=demo.bao.root_token))
     assert sum("must not" in sentence for sentence in found) == 2
+
+
+def test_a_copy_that_cannot_be_reached_is_named_with_how_far_it_is(demo, settings, tmp_path):
+    """Of each copy it is said whether it has everything; one whose volume is away is a problem, with the reason."""
+    assert any("Copy archive (required): it has everything" in finding.sentence for finding in check(settings))
+    place = demo.directory / "outside" / "breakglass.copy"
+    away = changed(settings, tmp_path, str(place), str(tmp_path / "not mounted" / "breakglass.copy"))
+    (problem,) = problems(away)
+    assert "archive" in problem
+    assert "mounted" in problem
+
+
+def test_a_copy_whose_secret_is_not_there_is_named(settings, tmp_path):
+    """A variable that the policy names and the environment lacks is a problem."""
+    standby = "copies:\n    standby: { kind: postgresql, url_env: STANDBY_URL }"
+    (problem,) = problems(changed(settings, tmp_path, "copies:", standby))
+    assert "STANDBY_URL" in problem
+
+
+def test_a_copy_that_is_behind_is_named(demo, settings):
+    """Entries that a copy lacks for longer than the policy's threshold are a problem, with their age."""
+    database = Database(settings.database_url)
+    with database.write() as session:
+        append(session, event="test:entry", at=datetime.now(UTC) - timedelta(hours=2), actor=SYSTEM)
+        session.add(Feed(follower="archive", request_id="*", seq=-1, failures=3))
+    database.close()
+    (problem,) = [sentence for sentence in problems(settings) if sentence.startswith("Copy")]
+    assert "1 entry behind, the oldest for 2 hours" in problem
+    assert "3 tries failed" in problem
