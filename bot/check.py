@@ -132,7 +132,8 @@ def _copies(settings: Settings, policy: Policy) -> Iterator[Finding]:
         return
     for one in standing:
         required = " (required)" if names[one.name].required else ""
-        behind = f"{one.entries} {'entry' if one.entries == 1 else 'entries'} behind, the oldest for {say_duration(timedelta(seconds=one.seconds))}"
+        lacks = "1 entry" if one.entries == 1 else f"{one.entries} entries"
+        behind = f"{lacks} behind, the oldest for {say_duration(timedelta(seconds=one.seconds))}"
         sentence = f"Copy {one.name}{required}: {behind if one.entries else 'it has everything'}"
         trouble = _trouble(copies[one.name])
         if trouble is not None:
