@@ -92,8 +92,8 @@ class Record:
 
     @property
     def is_pruned(self) -> bool:
-        """Whether only its hashes and columns are left."""
-        return not self.body
+        """Whether only its hashes and columns are left. (An entry that has its body has somebody who did it.)"""
+        return self.actor == NOBODY
 
 
 @dataclass(frozen=True, slots=True)
