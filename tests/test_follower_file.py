@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import storage
 from storage.followers import CopyTrouble, Item, Place
 from storage.followers.file import MAGIC, FileCopy, build
 from storage.merkle import leaf_hash
@@ -356,3 +360,14 @@ def test_it_is_built_from_the_policy_and_only_with_a_whole_path(tmp_path):
     assert (tmp_path / "copy").read_bytes().startswith(MAGIC)
     with pytest.raises(CopyTrouble, match="must begin with"):
         build(Place("archive", ORIGIN, {"path": "copy"}, {}))
+
+
+def test_the_document_says_what_is_in_the_file(copy, path):
+    """The copy of the entries in FORMAT.md is, byte by byte, the file that is described there."""
+    document = (Path(str(storage.__file__)).parent / "FORMAT.md").read_text(encoding="utf-8")
+    vectors = json.loads(re.findall(r"^```json\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)[0])
+    bodies = [entry["body"].encode() for entry in vectors["entries"]]
+    described = FileCopy("archive", path, "log.example.com/orders")
+    deliver(described, [Item(seq, body, leaf_hash(body)) for seq, body in enumerate(bodies)])
+    content = path.read_bytes()
+    assert f"a file of {len(content):,} bytes with the SHA-256 `{sha256(content).hexdigest()}`" in document
