@@ -18,6 +18,7 @@ Parts: entries, tree, signed heads, replay of the rules, exports, bundles, comma
 
 from __future__ import annotations
 
+import array
 import base64
 import binascii
 import csv
@@ -27,7 +28,7 @@ import re
 import sys
 import zipfile
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 from json.encoder import encode_basestring_ascii
@@ -663,6 +664,7 @@ _OVER: Final = frozenset({"ending", "ended", "reviewed"})
 _USES: Final = ("command:", "session:")  # what was done with a credential, as captured
 _CLOSE: Final = "request:close"
 _ROTATE: Final = "log:rotate"
+APPLY: Final = "retention:apply"
 SYSTEM: Final = {"person": "system", "team": ""}
 
 
@@ -707,9 +709,9 @@ class Case:
     __slots__ = (
         *("approvers", "asked_seconds", "at", "attempts", "count", "custodians", "decisions", "ended"),
         *("ended_by", "ended_by_user", "expires", "granted_seconds", "grants", "hashed", "is_granted"),
-        *("is_partial", "lapse", "lapse_is_told", "last_seq", "name", "need", "opened", "opened_at"),
-        *("policy", "replacing", "requester", "review", "review_due", "state", "state_at", "state_seq"),
-        *("state_version", "team", "version", "warned"),
+        *("is_lost", "is_partial", "lapse", "lapse_is_told", "last_seq", "name", "need", "opened"),
+        *("opened_at", "policy", "replacing", "requester", "review", "review_due", "state", "state_at"),
+        *("state_seq", "state_version", "team", "version", "warned"),
     )
 
     def __init__(self, name: str, state: str | None, version: int, *, is_partial: bool) -> None:
@@ -748,6 +750,7 @@ class Case:
         self.review: tuple[str, str, dict[str, Any], str] | None = None  # team, person, answers, at
         self.count = 0
         self.hashed = sha256()  # over the leaf hashes
+        self.is_lost = False  # the last of its entries were pruned
 
 
 class Replay:
@@ -765,11 +768,25 @@ class Replay:
         self.rotations: list[Rotation] = []
         self._holes: list[int] = []  # entries that are missing or cannot be relied on, in order
         self._latest = ""
+        self._is_unattributed = False
+        self._confirmed: dict[int, set[str]] = {}  # who confirmed which proposal to prune
 
     def hole(self, seq: int) -> None:
         """Say that nothing is known of entry ``seq``."""
         if not self._holes or seq > self._holes[-1]:
             self._holes.append(seq)
+
+    def pruned(self, seq: int, leaf: bytes, request: str | None, *, is_known: bool) -> None:
+        """Say that entry ``seq`` is one whose body was pruned. ``is_known``: it is known which request it was about."""
+        self.hole(seq)
+        if not is_known:
+            self._is_unattributed = True
+        elif request is not None:
+            case = self.cases.setdefault(request, Case(request, None, 0, is_partial=True))
+            case.is_partial = case.is_lost = True
+            case.last_seq = seq
+            case.count += 1
+            case.hashed.update(leaf)
 
     def take(self, seq: int, entry: Mapping[str, Any], leaf: bytes) -> None:
         """Take the next entry, as :func:`read_body` gave it."""
@@ -780,14 +797,14 @@ class Replay:
         if name is None:
             if "to" in entry:
                 self._find(Kind.ILLEGAL_MOVE, seq, "It changes a state, and does not say of which request.", None)
-            if entry["event"] == _ROTATE and "refused" not in entry:
-                self._rotate(seq, entry.get("data", {}))
+            if "refused" not in entry:
+                self._about_the_log(seq, entry["event"], entry)
             return
         case = self.cases.get(name)
         if case is None:
             case = self._begin(seq, name, entry)
-        elif self._holes and self._is_hole_between(case.last_seq, seq):
-            case.is_partial = True
+        elif self._holes and (case.is_lost or self._is_hole_between(case.last_seq, seq)):
+            case.is_partial, case.is_lost = True, False
             case.state = entry.get("from", case.state) if "to" in entry else case.state
             case.version = entry["version"] - 1 if "to" in entry and "version" in entry else case.version
         event = entry["event"]
@@ -1081,7 +1098,7 @@ class Replay:
         count, hashed = _count(data.get("count")), data.get("sha256")
         if count is None or type(hashed) is not str:
             self._find(Kind.MALFORMED, seq, "It does not say how many entries the request has.", case)
-        elif not self.is_whole and case.is_partial:
+        elif self._is_unattributed or (not self.is_whole and case.is_partial):
             return
         elif count != case.count:
             kind = Kind.MISSING if count > case.count else Kind.DOUBLED
@@ -1096,6 +1113,16 @@ class Replay:
             self._find(Kind.AFTER_END, seq, f"The credential was used after its end, {case.ended}.", case)
         elif not case.is_partial and not any(grant.issued for grant in case.grants.values()):
             self._find(Kind.BEFORE_APPROVAL, seq, "The credential was used before it was issued.", case)
+
+    def _about_the_log(self, seq: int, event: str, entry: Mapping[str, Any]) -> None:
+        data = entry.get("data", {})
+        proposal = _count(data.get("proposal"))
+        if event == _ROTATE:
+            self._rotate(seq, data)
+        elif event == "retention:confirm" and proposal is not None:
+            self._confirmed.setdefault(proposal, set()).add(entry["actor"]["person"])
+        elif event == APPLY and self.is_whole and len(self._confirmed.get(proposal or -1, ())) < 2:
+            self._find(Kind.NO_QUORUM, seq, "Entries were pruned, and not two people confirmed it.", None)
 
     def _rotate(self, seq: int, data: Mapping[str, Any]) -> None:
         try:
@@ -1190,7 +1217,7 @@ class EntryLine(NamedTuple):
     """One entry's line: nothing of it is checked but its form."""
 
     seq: int
-    body: str
+    body: str | None  # None: it was pruned
     leaf: bytes
     proof: Sequence[str]
     cells: Sequence[str] | None = None  # of a CSV row
@@ -1215,6 +1242,7 @@ class Export:
         *,
         taken: Callable[[int, dict[str, Any], bytes], object] | None = None,
         hole: Callable[[int], object] | None = None,
+        pruned: Callable[[int, bytes], object] | None = None,
         begun: Callable[[Header], object] | None = None,
         wanted: Iterable[int] = (),
     ) -> None:
@@ -1222,10 +1250,14 @@ class Export:
         self.entries = 0
         self.header: Header | None = None
         self.roots: dict[int, bytes] = {0: EMPTY_ROOT}
-        self.leaves: dict[int, bytes] | None = None  # kept when somebody asks for them
+        self.unchecked: list[str] = []
+        self.leaves: Leaves | None = None  # kept when somebody asks for them
         self._taken = taken
         self._hole = hole or (lambda _seq: None)
         self._begun = begun
+        self._pruned_one = pruned or (lambda _seq, _leaf: None)
+        self._pruned: list[int] = []
+        self._claims: list[tuple[int, int]] = []  # what entries of the log say that they pruned
         self._wanted = frozenset(wanted)
         self._last: tuple[int, str | None] | None = None
         self._passed = sha256()  # over the lines before the present one
@@ -1291,9 +1323,8 @@ class Export:
             self._missing(highest + 1, line.seq)
         if is_next:
             self._last = (line.seq, None)
-        body = line.body.encode()
         is_sound = False
-        if line.leaf != leaf_hash(body):
+        if line.body is not None and line.leaf != leaf_hash(line.body.encode()):
             self._find(Kind.ALTERED, line.seq, "Its body or its leaf hash was changed: they do not belong together.")
         elif not self._paths.leads(line.leaf, line.seq, line.proof):
             self._find(Kind.ALTERED, line.seq, "Its proof does not lead to the head: it is not this entry of this log.")
@@ -1301,10 +1332,17 @@ class Export:
             is_sound = is_next
         if is_next:
             self._grow(line)
-        entry = self._read(line, header, is_first=highest is None)
+        if line.body is None:
+            if is_next:
+                self._pruned.append(line.seq)
+                self._pruned_one(line.seq, line.leaf)
+            return
+        entry = self._read(line, line.body, header, is_first=highest is None)
         if entry is not None and self._last == (line.seq, None):
             self._last = (line.seq, entry["at"])
         if is_sound and entry is not None and entry["seq"] == line.seq:
+            if entry["event"] == APPLY and "refused" not in entry:
+                self._claims += read_ranges(entry.get("data", {}).get("ranges"), line.seq)
             if self._taken is not None:
                 self._taken(line.seq, entry, line.leaf)
         elif is_next:
@@ -1319,7 +1357,7 @@ class Export:
 
     def _grow(self, line: EntryLine) -> None:
         if self.leaves is not None:
-            self.leaves[line.seq] = line.leaf
+            self.leaves.add(line.seq, line.leaf)
         tree = self._tree
         if tree is None or line.seq != tree.size:
             self._tree = None
@@ -1328,9 +1366,9 @@ class Export:
         if tree.size in self._wanted:
             self.roots[tree.size] = tree.root()
 
-    def _read(self, line: EntryLine, header: Header, *, is_first: bool) -> dict[str, Any] | None:
+    def _read(self, line: EntryLine, body: str, header: Header, *, is_first: bool) -> dict[str, Any] | None:
         try:
-            entry = read_body(line.body)
+            entry = read_body(body)
         except ValueError as error:
             self._find(Kind.ALTERED, line.seq, f"Its body was not written by the log: {error}.")
             return None
@@ -1366,6 +1404,7 @@ class Export:
                 Kind.MISSING, None, f"The header promises {header.counted} entries, and there are {self.entries}."
             )
         self.roots[size] = header.head[1]
+        self._judge_pruned(header)
         if not header.is_run:
             return
         if self._last is None:
@@ -1377,6 +1416,61 @@ class Export:
             self._find(Kind.TRUNCATED, seq + 1, "It is missing: nothing says that the export should end earlier.")
         elif header.until is not None and at is not None and read_time(at) > header.until:
             self._find(Kind.UNREADABLE, seq, "It is from after the time that the header says was selected.")
+
+    def _judge_pruned(self, header: Header) -> None:
+        """Check that an entry of the log says so of each body that is gone, as far as such an entry must be here."""
+        unsaid = not_named(self._pruned, self._claims)
+        if not unsaid:
+            return
+        if header.is_run and header.until is None:
+            for seq in unsaid:
+                self._find(Kind.MISSING, seq, "Its body is gone, and nothing in the log says that it was pruned.")
+        else:
+            self.unchecked.append(
+                f"{len(unsaid)} bodies are gone, and the entry that pruned them is not in this selection: entry "
+                f"{unsaid[0]} is the first."
+            )
+
+
+class Leaves:
+    """Leaf hashes by number, in 40 bytes each."""
+
+    def __init__(self) -> None:
+        self._seqs = array.array("q")
+        self._hashes = bytearray()
+
+    def add(self, seq: int, leaf: bytes) -> None:
+        """Keep one; numbers rise."""
+        self._seqs.append(seq)
+        self._hashes += leaf
+
+    def get(self, seq: int) -> bytes | None:
+        """Return one."""
+        place = bisect_left(self._seqs, seq)
+        if place == len(self._seqs) or self._seqs[place] != seq:
+            return None
+        return bytes(self._hashes[place * WIDTH : (place + 1) * WIDTH])
+
+
+def read_ranges(value: object, before: int) -> list[tuple[int, int]]:
+    """Read what an entry says that it pruned: first and last of entries before it; [] when it cannot be read."""
+    pairs = value if isinstance(value, list) else []
+    if all(type(p) is list and len(p) == 2 and all(type(n) is int for n in p) and 0 <= p[0] <= p[1] for p in pairs):
+        return [(first, last) for first, last in pairs if last < before]
+    return []
+
+
+def not_named(numbers: Sequence[int], ranges: Iterable[tuple[int, int]]) -> list[int]:
+    """Return those of the rising numbers that no range holds."""
+    named, at, left = sorted(ranges), 0, []
+    reach = -1  # the largest last one among the ranges that begin at or before the number
+    for number in numbers:
+        while at < len(named) and named[at][0] <= number:
+            reach = max(reach, named[at][1])
+            at += 1
+        if number > reach:
+            left.append(number)
+    return left
 
 
 def _is_selected(entry: Mapping[str, Any], header: Header) -> bool:
@@ -1422,9 +1516,9 @@ def _read_jsonl(line: bytes) -> EntryLine | ClosingLine:
     if set(members) != {"seq", "body", "leaf", "proof"}:
         raise ValueError("it is neither an entry nor the closing line")
     body, proof = members["body"], members["proof"]
-    if not isinstance(body, str) or not isinstance(proof, list):
+    if not isinstance(body, (str, type(None))) or not isinstance(proof, list):
         raise ValueError("its body or its proof is of the wrong kind")  # noqa: TRY004 - all that is wrong is ValueError
-    _encode(body)
+    _encode(body or "")
     return EntryLine(_number(members["seq"]), body, bytes.fromhex(_hash(members["leaf"])), tuple(map(_hash, proof)))
 
 
@@ -1482,7 +1576,7 @@ def _read_csv(line: bytes) -> EntryLine | ClosingLine:
         raise ValueError("it is neither an entry nor the closing row")
     _encode(body)
     steps = tuple(map(_hash, proof.split(" "))) if proof else ()
-    return EntryLine(_number(int(people[0])), body, bytes.fromhex(_hash(leaf)), steps, people)
+    return EntryLine(_number(int(people[0])), body or None, bytes.fromhex(_hash(leaf)), steps, people)
 
 
 def csv_line(cells: Sequence[str]) -> bytes:
@@ -1649,10 +1743,15 @@ class Verifier:
             if self._replay is not None:
                 self._replay.hole(seq)
 
-        export = Export(self.findings, taken=take, hole=hole, begun=begin, wanted=(*sizes, *kept))
+        def pruned(seq: int, leaf: bytes) -> None:
+            if self._replay is not None:
+                self._replay.pruned(seq, leaf, None, is_known=False)
+
+        export = Export(self.findings, taken=take, hole=hole, pruned=pruned, begun=begin, wanted=(*sizes, *kept))
         if keep:
-            export.leaves = {}
+            export.leaves = Leaves()
         export.run(file)
+        self.unchecked += export.unchecked
         if self._replay is not None and export.header is not None:
             self._replay.finish(export.header.as_of)
         return export
@@ -1686,14 +1785,24 @@ class Verifier:
             return Report(0, self.findings)
         heads = {name: head for name, note in notes if (head := _read_quietly(note)) is not None}
         proofs = sorted(name for name in names if name.endswith(".tlog-proof"))
+        has_proofs = bool(proofs) or "proofs.txt" in names
         with files.open("entries.jsonl") as file:
-            export = self._export(file, [head.size for head in heads.values()], keep=bool(proofs))
+            export = self._export(file, [head.size for head in heads.values()], keep=has_proofs)
         if export.header is None:
             return self._report(export)
         joined = self._consistency(files, names, heads, export)
         self._heads(notes, heads, export)
+        evidence = Evidence(self.findings, self._keys, self._rotations, export.leaves or Leaves())
         for name in proofs:
-            self._proof(name, files, names, export)
+            # What put a policy on record may stand outside the selection: then it stands beside its evidence.
+            body = name[: -len(".tlog-proof")] + ".json"
+            is_beside = name.startswith("policy/") and body in names
+            evidence.check(name, files.read(name), files.read(body) if is_beside else None)
+        if "proofs.txt" in names:
+            with files.open("proofs.txt") as file:
+                for number, one in enumerate(_each_proof(file), start=1):
+                    evidence.check(f"proofs.txt, number {number}", one, None)
+        self._described(files, names, export)
         self._texts(files, names, [note for _, note in notes])
         self._compare(export, joined)
         return self._report(export)
@@ -1720,6 +1829,19 @@ class Verifier:
         sizes = {name: (head.size if (head := _read_quietly(note)) else -1) for name, note in found}
         return sorted(found, key=lambda pair: (sizes[pair[0]], pair[0]))
 
+    def _described(self, files: Files, names: set[str], export: Export) -> None:
+        """Check that bundle.json, which programs read first, says of the head what the export says."""
+        if "bundle.json" not in names or export.header is None:
+            return
+        try:
+            head = json.loads(files.read("bundle.json"))["head"]
+            stated = (head["size"], bytes.fromhex(head["root"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self.findings.add(Kind.UNREADABLE, None, "bundle.json does not say at which head the bundle stands.")
+            return
+        if stated != export.header.head:
+            self.findings.add(Kind.ALTERED, None, "bundle.json says another head than entries.jsonl.")
+
     def _consistency(
         self, files: Files, names: set[str], heads: Mapping[str, SignedHead], export: Export
     ) -> dict[int, bytes]:
@@ -1727,19 +1849,21 @@ class Verifier:
         assert export.header is not None  # noqa: S101 - the caller looked
         known: dict[int, bytes] = {head.size: head.root for head in heads.values()}
         known[export.header.head[0]] = export.header.head[1]
-        joined: dict[int, bytes] = {}
-        if "consistency.jsonl" not in names:
-            return joined
         steps = []
-        for number, line in enumerate(files.read("consistency.jsonl").splitlines(keepends=True), start=1):
-            try:
-                members = _read_json(line)
-                old, new = _number(members["from"]), _number(members["to"])
-                proof = [bytes.fromhex(_hash(step)) for step in members["proof"]]
-            except (ValueError, KeyError, TypeError) as error:
-                self.findings.add(Kind.UNREADABLE, None, f"consistency.jsonl, line {number}: {error}.")
+        for name in sorted(names):
+            if not name.startswith("consistency/"):
                 continue
-            if old not in known or new not in known or not is_consistent((old, known[old]), (new, known[new]), proof):
+            try:
+                old, proof, newer = _read_consistency(files.read(name))
+            except ValueError as error:
+                self.findings.add(Kind.UNREADABLE, None, f"{name}: {error}.")
+                continue
+            new = newer.size
+            if (
+                old not in known
+                or known.get(new) != newer.root
+                or not is_consistent((old, known[old]), (new, newer.root), proof)
+            ):
                 self.findings.add(
                     Kind.FORKED,
                     old - 1 if old else None,
@@ -1747,10 +1871,15 @@ class Verifier:
                 )
             else:
                 steps.append((old, new))
-        joined[export.header.head[0]] = export.header.head[1]
+        joined: dict[int, bytes] = {export.header.head[0]: export.header.head[1]}
         for old, new in sorted(steps, key=lambda step: -step[1]):
             if new in joined:
                 joined[old] = known[old]
+        self.unchecked += [
+            f"No proof leads from the head over {size} entries to the one of the export."
+            for size in known
+            if size not in joined and size not in export.roots
+        ]
         return joined
 
     def _heads(self, notes: Sequence[tuple[str, bytes]], heads: Mapping[str, SignedHead], export: Export) -> None:
@@ -1772,37 +1901,82 @@ class Verifier:
         if export.header.head[0] not in by_size:
             self.unchecked.append("No signed head is over exactly the entries of this export.")
 
-    def _proof(self, name: str, files: Files, names: set[str], export: Export) -> None:
-        """Check one entry's evidence (C2SP tlog-proof) against the entry in the bundle."""
-        try:
-            seq, steps, note = _read_proof(files.read(name))
-            signed = read_note(note)
-        except ValueError as error:
-            self.findings.add(Kind.UNREADABLE, None, f"{name}: {error}.")
-            return
-        leaf = (export.leaves or {}).get(seq)
-        # What put a policy on record may stand outside the selection: then it stands beside its evidence.
-        body = name[: -len(".tlog-proof")] + ".json"
-        if leaf is None and name.startswith("policy/") and body in names:
-            leaf = leaf_hash(files.read(body))
-        if leaf is None or not Paths(signed.size, signed.root).leads(leaf, seq, steps):
-            self.findings.add(Kind.ALTERED, seq, f"{name} does not lead from this entry to the head in it.")
-        if self._keys:
-            check_note(self.findings, self._keys, self._rotations, f"the head in {name}", note)
-
     def _texts(self, files: Files, names: set[str], notes: Sequence[bytes]) -> None:
         """Check that policies have the hash in their name, and that time stamps are of a head in the bundle."""
         for name in sorted(names):
             if name.startswith("policy/") and name.endswith(".yml") and files.hash(name) != name[7:-4]:
                 self.findings.add(Kind.ALTERED, None, f"{name} is not the text whose hash is its name.")
         tokens = [name for name in sorted(names) if name.startswith("anchors/")]
-        hashes = {sha256(form).digest() for note in notes for form in _forms(note)} if tokens else set()
+        if not tokens:
+            return
+        texts = {head.text for note in notes if (head := _read_quietly(note)) is not None}
+        hashes = set()
         for name in tokens:
-            token = files.read(name)
-            if not any(hashed in token for hashed in hashes):
+            if name.endswith(".note"):  # a head as it was stamped, before witnesses added their lines
+                note = files.read(name)
+                hashes.add(sha256(note).digest())
+                head = _read_quietly(note)
+                if head is None or head.text not in texts:
+                    self.findings.add(Kind.FORKED, None, f"{name} is none of the heads in the bundle.")
+        for name in tokens:
+            if not name.endswith(".note") and not any(hashed in files.read(name) for hashed in hashes):
                 self.findings.add(Kind.FORKED, None, f"{name} is a time stamp of none of the heads in the bundle.")
-        if tokens:
-            self.unchecked.append("Who signed the time stamps was not checked: see README.txt (openssl ts -verify).")
+        self.unchecked.append("Who signed the time stamps was not checked: README.txt says how (openssl ts -verify).")
+
+
+class Evidence:
+    """Checks entries' evidence (C2SP tlog-proof) against the entries; many lead to one head, which is checked once."""
+
+    def __init__(self, findings: Findings, keys: Sequence[Key], rotations: Sequence[Rotation], leaves: Leaves) -> None:
+        self._findings = findings
+        self._keys = keys
+        self._rotations = rotations
+        self._leaves = leaves
+        self._note = b""
+        self._paths = Paths(0, EMPTY_ROOT)
+
+    def check(self, where: str, text: bytes, body: bytes | None) -> None:
+        """Check one. ``body``: the entry's, when it is not among the export's."""
+        try:
+            seq, steps, note = _read_proof(text)
+            if note != self._note:
+                head = read_note(note)
+                self._note, self._paths = note, Paths(head.size, head.root)
+                if self._keys:
+                    check_note(self._findings, self._keys, self._rotations, f"the head in {where}", note)
+        except ValueError as error:
+            self._findings.add(Kind.UNREADABLE, None, f"{where}: {error}.")
+            return
+        leaf = self._leaves.get(seq) if body is None else leaf_hash(body)
+        if leaf is None or not self._paths.leads(leaf, seq, steps):
+            self._findings.add(Kind.ALTERED, seq, f"{where} does not lead from this entry to the head in it.")
+
+
+_PROOF_HEADER: Final = b"c2sp.org/tlog-proof@v1\n"
+
+
+def _each_proof(file: IO[bytes]) -> Iterator[bytes]:
+    """Take apart proofs that stand one after the other."""
+    lines: list[bytes] = []
+    length = 0
+    for line in iter(lambda: file.readline(_MAX_NOTE), b""):
+        if line == _PROOF_HEADER and lines:
+            yield b"".join(lines)
+            lines, length = [], 0
+        length += len(line)
+        if length <= 2 * _MAX_NOTE:  # of one without end only the beginning is kept; it cannot be read
+            lines.append(line)
+    if lines:
+        yield b"".join(lines)
+
+
+def _read_consistency(text: bytes) -> tuple[int, list[bytes], SignedHead]:
+    """Read that one head extends another, as it is put to a witness (C2SP tlog-witness). ValueError."""
+    head, blank, note = text.partition(b"\n\n")
+    first, *lines = head.decode("ascii", "replace").split("\n")
+    if not blank or not first.startswith("old ") or not _SIZE.fullmatch(first[4:]):
+        raise ValueError("it does not prove that one head extends another")
+    return int(first[4:]), [_decode(line) for line in lines], read_note(note)
 
 
 def _read_proof(text: bytes) -> tuple[int, list[str], bytes]:
@@ -1811,7 +1985,7 @@ def _read_proof(text: bytes) -> tuple[int, list[str], bytes]:
     lines = head.decode("ascii", "replace").split("\n")
     place = 2 if len(lines) > 1 and lines[1].startswith("extra ") else 1
     index = lines[place][6:] if len(lines) > place and lines[place].startswith("index ") else ""
-    if lines[0] != "c2sp.org/tlog-proof@v1" or not blank or not _SIZE.fullmatch(index):
+    if lines[0] != _PROOF_HEADER.decode()[:-1] or not blank or not _SIZE.fullmatch(index):
         raise ValueError("it is not the evidence of an entry")
     steps = [_decode(line) for line in lines[place + 1 :]]
     if any(len(step) != 32 for step in steps):
@@ -1824,19 +1998,6 @@ def _read_quietly(note: bytes) -> SignedHead | None:
         return read_note(note)
     except ValueError:
         return None
-
-
-def _forms(note: bytes) -> Iterator[bytes]:
-    """Give the note as received, and as it was before witnesses added their lines."""
-    yield note
-    head = _read_quietly(note)
-    if head is not None:
-        lines = [
-            f"\u2014 {line.name} {base64.b64encode(line.key_id + line.data).decode()}\n"
-            for line in head.signatures
-            if line.name == head.origin
-        ]
-        yield head.text + b"\n" + "".join(lines).encode()
 
 
 def verify(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from storage import standalone
+from storage import pruning, standalone
 from storage.audit import Finding, Head
 from storage.database import DatabaseDown
 from storage.standalone import Kind, Peaks, Seen, read_time
@@ -110,6 +110,8 @@ class Walk:
         self._wanted = frozenset(wanted)
         self._tree = Peaks()
         self._misplaced: list[_Misplaced] = []
+        self._pruned: list[int] = []
+        self._claims: dict[int, pruning.Claim] = {}
         self._has_heads = self._head is not None
 
     def run(self, *, now: datetime) -> None:
@@ -120,6 +122,7 @@ class Walk:
             self._row(row)
             self.size = row.seq + 1
         self._place()
+        self._judge_pruned()
         if self._unsigned_since is not None and now - self._unsigned_since[1] > self._patience:
             seq, at = self._unsigned_since
             self._findings.add(
@@ -137,10 +140,10 @@ class Walk:
     def _row(self, row: Any) -> None:  # noqa: ANN401 - a row with _COLUMNS
         seq, body, leaf = row.seq, row.body, row.leaf_hash
         wrong = self._kinds(row)
-        if wrong is None and standalone.leaf_hash(body) != leaf:
+        if wrong is None and body is not None and standalone.leaf_hash(body) != leaf:
             wrong = "Its body or its leaf hash was changed: they do not belong together."
         entry = None
-        if wrong is None:
+        if wrong is None and body is not None:
             try:
                 entry = standalone.read_body(str(body, "utf-8"))
             except ValueError as error:
@@ -157,18 +160,41 @@ class Walk:
             self._findings.add(Kind.ALTERED, seq, wrong)
         if entry is not None:
             self._anchor(seq, entry["at"])
-        if entry is None or wrong is not None or is_misplaced:
+        if wrong is not None or is_misplaced:
             self._replay.hole(seq)
+        elif entry is None:
+            self._pruned.append(seq)
+            self._replay.pruned(seq, leaf, row.request_id, is_known=True)
         else:
             if not _is_repeated(row, entry):
                 self._findings.add(Kind.ALTERED, seq, "Its columns say something else than its body.")
+            self._claim(seq, entry)
             self._replay.take(seq, entry, leaf)
+
+    def _claim(self, seq: int, entry: dict[str, Any]) -> None:
+        """Remember what an entry says that it pruned."""
+        if entry["event"] != pruning.APPLY or "refused" in entry:
+            return
+        try:
+            self._claims[seq] = pruning.read_claim(seq, entry.get("data", {}))
+        except ValueError as error:
+            self._findings.add(Kind.MALFORMED, seq, f"It says that entries were pruned, but {error}.")
+
+    def _judge_pruned(self) -> None:
+        """Check that an entry says so of each body that is gone, and that its columns are as they were then."""
+        named = [pair for claimed in self._claims.values() for pair in claimed.ranges]
+        for seq in standalone.not_named(self._pruned, named):
+            self._findings.add(Kind.MISSING, seq, "Its body is gone, and nothing in the log says that it was pruned.")
+        for seq, claimed in self._claims.items():
+            if pruning.claim(self._session, claimed.ranges) != claimed:
+                self._findings.add(
+                    Kind.ALTERED, seq, "An entry that it pruned has other columns now, or it names other entries."
+                )
 
     @staticmethod
     def _kinds(row: Any) -> str | None:  # noqa: ANN401 - a row with _COLUMNS
-        if row.body is None and type(row.leaf_hash) is bytes:
-            return "Its body is gone."
-        if not all(type(value) is bytes for value in (row.body, row.leaf_hash, row.root, row.peaks)):
+        values = (row.leaf_hash, row.root, row.peaks, *(() if row.body is None else (row.body,)))
+        if not all(type(value) is bytes for value in values):
             return "Its row cannot be read: it holds values of another kind."
         return None
 
