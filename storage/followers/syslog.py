@@ -210,7 +210,7 @@ global(
     defaultNetstreamDriverKeyFile="/etc/rsyslog/key.pem"
 )
 module(load="imtcp" streamDriver.name="gtls" streamDriver.mode="1" streamDriver.authMode="anon")
-template(name="breakglass" type="string" string="%STRUCTURED-DATA% %rawmsg-after-pri%\\n")
+template(name="breakglass" type="string" string="%rawmsg%\\n")
 ruleset(name="breakglass" queue.type="Direct") {{  # stored before the next message is read
     action(type="omfile" file="/var/log/breakglass.log" fileCreateMode="0600" template="breakglass" sync="on")
 }}
