@@ -258,26 +258,27 @@ class _Bundle:
         """Write heads, anchors and the consistency between neighbours; return the name of the one all stands at."""
         name = None
         numbers: dict[int, int] = {}
-        stems: list[str] = []
+        stems, notes = [], []
         for head in heads:
             numbers[head.size] = numbers.get(head.size, -1) + 1
             stem = f"{head.size:012}-{numbers[head.size]:02}"
             stems.append(stem)
+            notes.append(self._note_of(head.id)[0].note)
             name = f"heads/{stem}.note"
-            self._box.put(name, self._note_of(head.id)[0].note)
+            self._box.put(name, notes[-1])
         for head, stem in zip(heads, stems, strict=True):
             self._write_anchors(head, stem)
-        if heads:
-            with self._box.member("consistency.jsonl") as member:
-                for older, newer in itertools.pairwise(sorted({head.size for head in heads})):
-                    steps = [step.hex() for step in proofs.consistency(self._session, older, newer)]
-                    member.write(export.json_line({"from": older, "to": newer, "proof": steps}))
+        newest = {head.size: note for head, note in zip(heads, notes, strict=True)}
+        for older, newer in itertools.pairwise(sorted(newest)):
+            proof = proofs.consistency(self._session, older, newer)
+            text = documents.add_checkpoint(older, proof, newest[newer])
+            self._box.put(f"consistency/{older:012}-{newer:012}.txt", text)
         return name
 
     def _write_anchors(self, head: _Head, stem: str) -> None:
         _, stamped, tokens = self._note_of(head.id)
         if tokens:
-            self._box.put(f"stamped/{stem}.note", stamped)
+            self._box.put(f"anchors/{stem}.note", stamped)
         for follower, token in tokens:
             self._box.put(f"anchors/{stem}-{_file(follower)}.tsr", token)
 

@@ -9,6 +9,7 @@ Rules
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Final
 
 from storage.export import BOM, csv_line
@@ -54,6 +55,12 @@ def population(rows: Iterable[Row], names: Names) -> Iterator[bytes]:
 def people(known: Mapping[str, str]) -> bytes:
     """Return ``people.csv``."""
     return b"".join([BOM, csv_line(("id", "name")), *(csv_line(pair) for pair in known.items())])
+
+
+def add_checkpoint(old: int, proof: Sequence[bytes], note: bytes) -> bytes:
+    """Return a request ``add-checkpoint`` of C2SP tlog-witness: that a head extends the one of size ``old``."""
+    lines = [f"old {old}", *(base64.b64encode(step).decode() for step in proof), ""]
+    return "".join(f"{line}\n" for line in lines).encode() + note
 
 
 def certification(about: About, entries_sha256: str) -> bytes:
@@ -171,8 +178,8 @@ As of       {moment(about.at)} (the log's head that everything here leads to)
 Log         {about.origin or "(its heads are not signed)"}
 Head        {about.size} entries, root {about.root}
 
-The evidence is in entries.jsonl{", heads/, proofs and anchors/" if about.origin else ""}. Everything else is drawn
-from it, to be read: {first},
+The evidence is in entries.jsonl{", heads/, the proofs and anchors/" if about.origin else ""}. All else is drawn from
+it, to be read: {first},
 controls.html, entries.csv, ocsf.jsonl for a SIEM. certification.txt is for a custodian of records to sign.
 """,
         *(f"NOTE: {sentence}\n" for sentence in missing),
@@ -197,7 +204,7 @@ _STEPS_ALL: Final = """1. NOTHING WAS DAMAGED ON THE WAY
    verify.py is our verifier, in one file; it needs Python and the package “cryptography” and says everything that it
    finds. KEY is the log's public key. Get it from the organisation over another channel than this file (from its
    website, its auditors' portal, last year's file), since whoever could forge this file could put a key in it.
-   Steps 3 to 6 do the same without anything of ours.
+   The steps below do the same without anything of ours.
 """
 
 _STEPS_UNSIGNED: Final = """3. ONE ENTRY, WITH ANY TOOL
@@ -226,9 +233,9 @@ def _signed_steps(note: str, members: Sequence[str]) -> str:
     )
     stamp_step = ""
     if stamps:
-        stem = "-".join(stamps[-1].split("-")[:2]).replace("anchors/", "stamped/") + ".note"
+        stem = "-".join(stamps[-1].split("-")[:2]) + ".note"
         stamp_step = f"""
-5. WHEN, BY SOMEBODY ELSE'S CLOCK (RFC 3161)
+6. WHEN, BY SOMEBODY ELSE'S CLOCK (RFC 3161)
 
    openssl ts -verify -data {stem} -in {stamps[-1]} -token_in -CAfile TSA-CA.pem
 
@@ -246,14 +253,14 @@ def _signed_steps(note: str, members: Sequence[str]) -> str:
    {witness}
 4. THE LOG ONLY GREW
 
-   Each line of consistency.jsonl proves that the head over “to” entries extends the one over “from”: hashes as RFC 9162
-   (2.1.4.2) and tlog.CheckTree of the same Go package check them. Keep the newest head of each file that you receive:
+   consistency/OLD-NEW.txt proves that the head over NEW entries extends the one over OLD: hashes as RFC 9162 (2.1.4.2)
+   and tlog.CheckTree of the same Go package check them, then the newer head. It is a request add-checkpoint of C2SP
+   tlog-witness, so that a witness can check it as it is. Keep the newest head of each file that you receive:
    a later file's heads must extend it (verify.py --head FILE), or something was rewritten in between.
-{stamp_step}
-6. THE HASH OF AN ENTRY (any system)
+5. THE HASH OF AN ENTRY (any system)
 
    {{ printf '\\0'; cat body; }} | sha256sum        # is the “leaf” of its line in entries.jsonl
-
+{stamp_step}
 CHECK.GO
 
 {VERIFY_GO}"""

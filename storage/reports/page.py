@@ -49,15 +49,15 @@ white-space:pre-wrap;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:.92rem;margin:.3rem 0}
 caption{text-align:left;color:var(--soft);padding-bottom:.3rem}
 th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid var(--line);
-overflow-wrap:anywhere}
+overflow-wrap:break-word}.few table{width:auto;min-width:18rem}
 thead th{background:var(--panel);border-bottom:2px solid var(--line);white-space:nowrap}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;overflow-wrap:normal}
 td.t,.nw{white-space:nowrap;overflow-wrap:normal}
 code{font:.85em/1.4 ui-monospace,"Cascadia Mono",Consolas,monospace;overflow-wrap:anywhere}
-td code.leaf{font-size:.72em;color:var(--soft)}.said{display:block;color:var(--soft);white-space:pre-wrap}
+td code.leaf{display:block;font-size:.72em;color:var(--soft)}.said{display:block;color:var(--soft);white-space:pre-wrap}
 .bad{color:var(--bad);font-weight:700}a{color:var(--link)}
 figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.9rem}svg{width:100%;height:auto;display:block}
-svg text{font:13px system-ui,"Segoe UI",Roboto,"Noto Sans",sans-serif;fill:var(--ink)}
+svg text{font:12.5px system-ui,"Segoe UI",Roboto,"Noto Sans",sans-serif;fill:var(--ink)}
 svg .b{font-weight:600}svg .s{fill:var(--soft);font-size:12px}svg .m{font-size:11px;fill:var(--paper);font-weight:700}
 svg .mark{fill:var(--mark)}svg .no{fill:var(--bad)}svg .bar{stroke:var(--ink);stroke-width:1}
 .k0{fill:var(--k0)}.k1{fill:var(--k1)}.k2{fill:var(--k2)}.k3{fill:var(--k3)}.k4{fill:var(--k4)}
@@ -86,7 +86,7 @@ def request_page(story: Story, about: About, names: Names) -> bytes:
         _figures(
             ("Time to approve", say(story.to_approve)),
             ("Access was out for", say(story.seconds_out)),
-            ("Approved by", f"{len(story.approvers)} of {story.quorum if story.quorum is not None else '-'} needed"),
+            ("Approvals", f"{len(story.approvers)} of {story.quorum if story.quorum is not None else '-'} needed"),
             ("Review", OUTCOMES.get(story.review.outcome, story.review.outcome) if story.review else "none filed"),
         ),
         _timeline(story),
@@ -118,7 +118,7 @@ def _asking(story: Story, names: Names) -> str:
         ("Policy and custodians in force", f"<code>{_e(story.policy)}</code>"),
     ]
     if story.policy_file:
-        rows.append(("of the policy file", f"<code>{_e(story.policy_file)}</code> (SHA-256)"))
+        rows.append(("Policy file", f"<code>{_e(story.policy_file)}</code> (SHA-256)"))
     return _list(rows)
 
 
@@ -158,7 +158,7 @@ def _credentials(story: Story, names: Names) -> str:
     heads = ("No.", "Login at the target", "Issued", "Was to end", "Ended", "How")
     found = _table("Credentials of this request; the secret itself is on no record", heads, rows)
     if story.ended_at is not None:
-        by = "" if story.ended_by_person in {"", "system"} else f" ({who(story.ended_by_person, names)})"
+        by = "" if story.ended_by_person in {"", "system"} else f", {who(story.ended_by_person, names)}"
         told = (
             f"It was {ENDINGS.get(story.ended_by, story.ended_by)}{by}. Vault confirmed that the lease is gone "
             f"{moment(story.ended_at)}, {say(story.to_end)} after that was decided."
@@ -270,7 +270,7 @@ def period_page(period: Period, about: About, names: Names, file: Callable[[str]
     """Return the page of all requests; ``file`` gives the name under which a request's page lies."""
     lead = (
         '<p class="over">Emergency access, all requests</p><h1>Break-glass requests of a period</h1>'
-        f"<p>{_e(about.what())}.</p>"
+        f"<p>Selection: {_e(about.what())}.</p>"
     )
     shown = period.rows[:MOST_ROWS]
     rows = [
@@ -395,7 +395,7 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *,
         cells = "".join(f"<td{cls(place)}>{_e(cell)}</td>" for place, cell in enumerate(rest, start=1))
         lines.append(f'<tr><th scope="row">{_e(first)}</th>{cells}</tr>')
     return (
-        f'<div class="scroll" role="region" aria-label="{_e(caption)}" tabindex="0"><table>'
+        f'<div class="scroll{" few" if numbers else ""}" role="region" aria-label="{_e(caption)}" tabindex="0"><table>'
         f"<caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -56,7 +56,7 @@ def request_paper(story: Story, about: About, names: Names) -> bytes:
     sheet.figures(
         ("Time to approve", say(story.to_approve)),
         ("Access was out for", say(story.seconds_out)),
-        ("Approved by", f"{len(story.approvers)} of {needed} needed"),
+        ("Approvals", f"{len(story.approvers)} of {needed} needed"),
         ("Review", OUTCOMES.get(story.review.outcome, story.review.outcome) if story.review else "none filed"),
     )
     _draw_timeline(sheet, story)
@@ -145,7 +145,7 @@ def _write_request(sheet: _Sheet, story: Story, names: Names) -> None:
             ],
         )
         if story.ended_at is not None:
-            by = "" if story.ended_by_person in {"", "system"} else f" ({who(story.ended_by_person, names)})"
+            by = "" if story.ended_by_person in {"", "system"} else f", {who(story.ended_by_person, names)}"
             sheet.text(
                 f"It was {ENDINGS.get(story.ended_by, story.ended_by)}{by}. Vault confirmed that the lease is gone "
                 f"{moment(story.ended_at)}, {say(story.to_end)} after that was decided."
@@ -178,7 +178,7 @@ def _write_request(sheet: _Sheet, story: Story, names: Names) -> None:
 def period_paper(period: Period, about: About, names: Names) -> bytes:
     """Return the paper of all requests."""
     sheet = _Sheet("Break-glass requests of a period", about)
-    sheet.title("Emergency access, all requests", f"{about.what()}.")
+    sheet.title("Emergency access, all requests", f"Selection: {about.what()}.")
     sheet.figures(
         ("Requests", str(len(period.rows))),
         ("Granted", str(sum(row.to_approve is not None for row in period.rows))),
@@ -385,12 +385,14 @@ class _Sheet:
         self.pdf.set_font("text", "", 9)
         self.pdf.set_text_color(*_INK)
         self.pdf.set_draw_color(*_LINE)
+        self.pdf.set_fill_color(255, 255, 255)  # cells without a colour of their own take the last one
         self.pdf.set_x(self.pdf.l_margin)
         with self.pdf.table(
             col_widths=tuple(widths),
             width=sum(widths),
             align="L",
             text_align="LEFT",
+            v_align="TOP",
             line_height=4.4,
             padding=(0.8, 1, 0.8, 1),
             first_row_as_headings=heads is not None,

@@ -185,7 +185,7 @@ class Story:
             ("Approved, not opened", self.approved_at),
             ("Credential out", self.active_at),
             ("Being taken back", self.decided_at),
-            ("Ended, review due", self.ended_at),
+            ("Ended, until its review", self.ended_at),
         ]
         stop = self.review.at if self.review else self.over_at
         begun = [(name, at) for name, at in marks if at is not None]

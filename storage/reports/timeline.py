@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 WIDTH: Final = 1000.0
 _GAP: Final = 6.0
-_LEAST: Final = 150.0  # the longest name of a phase, in the picture's small print
+_LEAST: Final = 174.0  # the longest name of a phase, in the picture's small print
 _CLOSE: Final = 14.0  # marks nearer than this stand on another row
 _ROWS: Final = 3
 
