@@ -22,11 +22,10 @@ from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bot import follower_commands, log_commands, retention_commands
+from bot import follower_commands, log_commands, retention_commands, verify_command
 from storage.audit import Actor, Damaged
 from storage.database import Database, DatabaseDown
 from storage.export import export
-from storage.verify import verify_file
 from workflows import policy as rules
 from workflows.door import Door
 from workflows.errors import BreakGlassError, Refused, Unavailable, VaultRefused
@@ -101,9 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     retention_commands.add(commands, who=_me)
     follower_commands.add(commands, who=_me)
 
-    verify = commands.add_parser("verify", help="recompute the hashes of an export and name what is wrong")
-    verify.add_argument("file", type=Path)
-    verify.set_defaults(run=_verify)
+    verify_command.add(commands)
     return parser
 
 
@@ -190,18 +187,6 @@ def _export(options: argparse.Namespace) -> int:
             unfinished.unlink()
         raise Unavailable(f"{options.output} cannot be written: {error.strerror}.") from None
     print(f"{options.output}: {summary.count} entries; the log had {summary.size}, root {summary.root.hex()}")
-    return OK
-
-
-def _verify(options: argparse.Namespace) -> int:
-    report = verify_file(options.file)
-    for finding in report.findings:
-        where = "" if finding.seq is None else f"entry {finding.seq}: "
-        print(f"{where}{finding.sentence}")
-    if not report.ok:
-        print(f"{options.file} does NOT verify: {len(report.findings)} findings in {report.entries} entries.")
-        return UNVERIFIED
-    print(f"{options.file} verifies: {report.entries} entries.")
     return OK
 
 

@@ -102,7 +102,8 @@ def test_a_database_that_is_not_there_is_said(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["export", "-o", "x", "--since", "yesterday"], ["export"], ["no-such-command"], [], ["verify"]]
+    "words",
+    [["export", "-o", "x", "--since", "yesterday"], ["export"], ["no-such-command"], [], ["verify", "--vkey", "x"]],
 )
 def test_wrong_words_are_usage(words):
     """Argparse's own code for wrong words is ours, too."""
