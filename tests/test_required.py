@@ -306,11 +306,29 @@ def test_the_tick_does_not_clean_up_after_somebody_who_is_held(counter, archive,
     assert coming.result(LONG).username
 
 
-def test_the_tick_cleans_up_after_a_bot_that_died_while_somebody_was_held(counter, archive):
-    """A held intent whose bot is gone is abandoned after its time and the patience, and can be pressed again."""
+class Died(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_the_tick_cleans_up_after_a_bot_that_died(counter, archive, is_held):
+    """The intent of a dead bot is abandoned: after the patience, and after the time that a copy is waited for if it was
+    held; then it can be pressed again.
+    """
     row = counter.approved()
-    reveal(counter, row)
-    counter.pass_time(seconds=WITHIN.total_seconds() + counter.patience.total_seconds() + 1)
+
+    def die(names):
+        raise Died
+
+    intent = reveal(counter, row)
+    if is_held:
+        with pytest.raises(Died):
+            counter.issue(intent, now=counter.now, held=die)
+    wait = counter.patience.total_seconds() + (WITHIN.total_seconds() if is_held else 0)
+    counter.pass_time(seconds=wait - 1)
+    sweep.tick(counter, now=counter.now)
+    assert counter.events(row)[-1] == ("credential:hold" if is_held else "credential:reveal")
+    counter.pass_time(seconds=3)  # it is looked at every two seconds
     sweep.tick(counter, now=counter.now)
     assert counter.events(row)[-1] == "credential:abandon"
     archive.mount()

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from sqlmodel import col, select
 
-from storage.models import Grant, Request, State
+from storage.models import Entry, Grant, Request, State
 from workflows.door import Case, Door, Turn, database_errors
 from workflows.engines import ENGINES, Credential
 from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
@@ -226,15 +226,23 @@ class Issuer(Door):
     def abandon(self, request_id: str, *, now: datetime) -> None:
         """End a credential whose issue was begun and not finished within ``patience`` (a crash, a hang)."""
         for grant in self.case(request_id).grants:
-            if grant.ended_at is None and grant.issued_at is None and self._given_up_at(grant) <= now:
+            if grant.ended_at is not None or grant.issued_at is not None or grant.intended_at + self.patience > now:
+                continue
+            if self._given_up_at(grant) <= now:
                 self._abandon(grant, "the bot stopped while it was being opened", now)
 
     def _given_up_at(self, grant: Grant) -> datetime:
         """When whoever began to open it must be dead, or hangs."""
-        if not self.required.within:
+        if not self._was_held(grant):
             return grant.intended_at + self.patience
-        # It may have been held first; the token is made right afterwards.
         return (grant.accessor_at or grant.intended_at + self.required.within) + self.patience
+
+    def _was_held(self, grant: Grant) -> bool:
+        query = select(Entry.seq).where(
+            Entry.request_id == grant.request_id, Entry.event == Action.HOLD.value, col(Entry.at) >= grant.intended_at
+        )
+        with self._read() as session:
+            return session.exec(query.limit(1)).first() is not None
 
     def hold_nobody(self) -> None:
         """Give up for those who are held for a copy, now and from now on: the bot is being stopped."""
