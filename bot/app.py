@@ -228,7 +228,7 @@ def build(
     database.setup()
     # 2. Slack, and who is in it.
     client = slack_client(settings)
-    team = _who_am_i(client)
+    team = who_am_i(client)
     directory = SlackDirectory(client, team)
     directory.prime()
     # 3. Vault.
@@ -247,6 +247,8 @@ def build(
         courtesy=courtesy.wait,
     )
     database.woken.append(follower.wake)
+    # Before anything is decided under it: an export shows the rules that were in force.
+    desk.record_policy(policy, now=now())
     heads = None
     if policy.log is not None:
         heads = HeadKeeper(
@@ -306,7 +308,8 @@ def vault_client(settings: Settings) -> Vault:
     )
 
 
-def _who_am_i(client: WebClient) -> str:
+def who_am_i(client: WebClient) -> str:
+    """Return the id of the bot's own workspace. Raises :class:`Unavailable`."""
     try:
         answer = client.auth_test()
     except SlackApiError as error:

@@ -17,17 +17,13 @@ import re
 import signal
 import sys
 import threading
-from contextlib import suppress
-from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bot import follower_commands, log_commands, retention_commands, verify_command
+from bot import export_command, follower_commands, log_commands, retention_commands, verify_command
 from storage.audit import Actor, Damaged
-from storage.database import Database, DatabaseDown
-from storage.export import export
+from storage.database import DatabaseDown
 from workflows import policy as rules
-from workflows.door import Door
 from workflows.errors import BreakGlassError, Refused, Unavailable, VaultRefused
 
 if TYPE_CHECKING:
@@ -87,15 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     policy_check.add_argument("file", type=Path)
     policy_check.set_defaults(run=_policy_check)
 
-    out = commands.add_parser("export", help="write the log, or a part of it, to a file that verifies")
-    out.add_argument("--since", type=_date, help="first day (UTC), as 2026-11-24")
-    out.add_argument("--until", type=_date, help="last day (UTC), as 2026-11-24")
-    out.add_argument("--account")
-    out.add_argument("--request", metavar="BG-…")
-    out.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
-    out.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    out.set_defaults(run=_export)
-
+    export_command.add(commands, who=_me)
     log_commands.add(commands, who=_me)
     retention_commands.add(commands, who=_me)
     follower_commands.add(commands, who=_me)
@@ -149,57 +137,9 @@ def _policy_check(options: argparse.Namespace) -> int:
     return OK
 
 
-def _export(options: argparse.Namespace) -> int:
-    now = datetime.now(UTC)
-    since = datetime.combine(options.since, time.min, UTC) if options.since else None
-    until = datetime.combine(options.until, time.max, UTC) if options.until else None
-    if since and until and until < since:
-        print("--until is before --since.", file=sys.stderr)
-        return USAGE
-    database = Database(os.environ.get("BREAKGLASS_DATABASE_URL", "").strip() or "sqlite:///breakglass.db")
-    door = Door(database)
-    if options.request:
-        door.case(options.request)
-    selection = {"since": options.since, "until": options.until, "account": options.account, "request": options.request}
-    # The entry comes first: nothing leaves that is not on record. The export then shows its own entry, too.
-    door.record(
-        "log:export",
-        _me(),
-        {name: str(value) for name, value in selection.items() if value} | {"format": options.format},
-        now=now,
-    )
-    unfinished = options.output.with_name(options.output.name + ".part")
-    try:
-        with unfinished.open("wb") as out, database.read() as session:
-            summary = export(
-                session,
-                out,
-                exported_at=now,
-                since=since,
-                until=until,
-                account=options.account,
-                request_id=options.request,
-                format=options.format,
-            )
-        unfinished.replace(options.output)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise Unavailable(f"{options.output} cannot be written: {error.strerror}.") from None
-    print(f"{options.output}: {summary.count} entries; the log had {summary.size}, root {summary.root.hex()}")
-    return OK
-
-
 def _me() -> Actor:
     """Whoever types, as the machine knows them."""
     return Actor("", "shell:" + re.sub(r"[^!-~]", "_", getpass.getuser())[:40])
-
-
-def _date(text: str) -> datetime:
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a day; write it as 2026-11-24") from None
 
 
 if __name__ == "__main__":

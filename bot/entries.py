@@ -279,6 +279,18 @@ def _plan_name(data: Mapping[str, Any]) -> str:
     return f"`{escape(str(data.get('plan', ''))[:12], 40)}`"
 
 
+def _close_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    # Not of the request: "closed" would read as if somebody had ended it.
+    return f"Its record so far ({_number(record.data, 'count')} entries) was sealed for an export.", []
+
+
+def _policy_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    digest = escape(str(record.data.get("hash", ""))[:12], 20)
+    if record.event == "policy:text":
+        return f"The policy `{digest}…` was put on record, part {_number(record.data, 'part')}.", []
+    return f"*The policy* `{digest}…` is in force from now on.", []
+
+
 _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = MappingProxyType(
     {
         Action.OPEN: _open_line,
@@ -303,6 +315,9 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.REVIEW: _review_line,
         Action.REMIND: lambda _r, _w, _c, _p: ("*The review is overdue.*", []),
         "log:export": _export_line,
+        "request:close": _close_line,
+        "policy:load": _policy_line,
+        "policy:text": _policy_line,
         HOLD: _held_line,
         LET_GO: _let_go_line,
         PROPOSE: _propose_line,
