@@ -3,7 +3,8 @@
 Rules
 -----
 * An export stands at one head: it is read in one transaction, and every entry carries its inclusion proof to that head.
-* Bodies go out verbatim. What is for people's eyes stands beside them and is derived from them.
+* Bodies go out verbatim. What is for people's eyes stands beside them and is derived from them. Of a body that was
+  pruned its leaf hash goes out, with the proof.
 * A selection by time alone is a run of the log without a hole, so that a dropped entry shows.
 * The log is shown as it is stored: a changed body is exported, and does not verify. Only what has no place in the
   format (a log whose hashes do not lead to its own head) is refused, as :class:`storage.audit.Damaged`.
@@ -217,7 +218,7 @@ def _jsonl_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a
     return json_line(
         {
             "seq": row.seq,
-            "body": str(row.body, "utf-8"),  # a TypeError when SQLite was made to hold text
+            "body": None if row.body is None else str(row.body, "utf-8"),  # TypeError: SQLite was made to hold text
             "leaf": row.leaf_hash.hex(),
             "proof": [step.hex() for step in proof],
         }
@@ -238,11 +239,13 @@ def csv_fact(name: str, members: Mapping[str, Any]) -> bytes:
 
 
 def _csv_entry(row: Any, proof: Sequence[bytes]) -> bytes:  # noqa: ANN401 - a row of rows()
-    body = _ONE_LINE.sub("\ufffd", str(row.body, "utf-8"))  # one that the log wrote has no line end
+    # One that the log wrote has no line end.
+    body = "" if row.body is None else _ONE_LINE.sub("\ufffd", str(row.body, "utf-8"))
     try:
-        record = audit.parse(row.body)
+        record = audit.parse(row.body or b"")
     except ValueError:
-        people = [str(row.seq), *[""] * (len(COLUMNS) - 4)]  # changed: shown as it is, and found
+        # Changed: shown as it is, and found. Or pruned: of that nobody vouches for what the columns say.
+        people = [str(row.seq), *[""] * (len(COLUMNS) - 5), "pruned" if row.body is None else ""]
     else:
         people = people_cells(record, row.account or "")
     return csv_line([*people, body, row.leaf_hash.hex(), " ".join(step.hex() for step in proof)])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -17,7 +20,9 @@ from test_audit import CARL, fill, unguarded
 from storage import audit, merkle, proofs, pruning
 from storage.audit import Damaged
 from storage.database import Clash, Database
+from storage.export import export
 from storage.models import Entry, Pruned
+from storage.verify import Report, verify_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -358,3 +363,54 @@ def test_what_no_claim_names_is_missing(claimed: list[set[int]], numbers: set[in
     claims = [pruning.Claim(pruning.ranges_of(sorted(one)), "") for one in claimed]
     expected = min(numbers - set().union(*claimed), default=None)
     assert pruning.missing_from(sorted(numbers), claims) == expected
+
+
+# --- exports -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_an_export_proves_pruned_entries_without_their_words(
+    database: Database, tmp_path: Path, form: Literal["jsonl", "csv"]
+) -> None:
+    """A pruned entry is exported as its leaf hash and proof, and verifies because an entry says that it was pruned."""
+    fill(database, 5)
+    prune(database, (1, 3))
+    with database.read() as session, (tmp_path / form).open("wb") as out:
+        summary = export(session, out, exported_at=NOW, format=form)
+    assert summary.count == 6
+    assert verify_file(tmp_path / form) == Report(6, (), audit.Head(summary.size, summary.root))
+    # (A spreadsheet's row says it twice: for people, and as it is hashed.)
+    assert (tmp_path / form).read_bytes().count(b"checkout is down") == 2 * (2 if form == "csv" else 1)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_attack_an_export_whose_body_nobody_pruned(
+    database: Database, database_url: str, tmp_path: Path, form: Literal["jsonl", "csv"]
+) -> None:
+    """A body that is gone without an entry that says so is named by the verifier of the export."""
+    fill(database, 5)
+    prune(database, (1, 1))
+    with unguarded(database_url) as execute:
+        execute("UPDATE entry SET body = NULL WHERE seq = 3")
+    with database.read() as session, (tmp_path / form).open("wb") as out:
+        export(session, out, exported_at=NOW, format=form)
+    (finding,) = verify_file(tmp_path / form).findings
+    assert finding.seq == 3
+    assert "nothing in the log says that it was pruned" in finding.sentence
+
+
+def test_attack_words_in_the_row_of_a_pruned_entry(database: Database, tmp_path: Path) -> None:
+    """A spreadsheet's row of a pruned entry says nothing that its body could not contradict any more."""
+    fill(database, 3)
+    prune(database, (1, 1))
+    out = io.BytesIO()
+    with database.read() as session:
+        export(session, out, exported_at=NOW, format="csv")
+    assert b"\r\n1,,,,,,,,,,pruned,," in out.getvalue()
+    forged = out.getvalue().replace(b"\r\n1,,,,,,,,,,pruned,,", b"\r\n1,,,,,,U0EVIL,,,,pruned,,")
+    lines = forged.splitlines(keepends=True)
+    digest = sha256(b"".join(lines[:-1])).hexdigest()
+    lines[-1] = re.sub(rb"[0-9a-f]{64}", digest.encode(), lines[-1])
+    (tmp_path / "forged.csv").write_bytes(b"".join(lines))
+    (finding,) = verify_file(tmp_path / "forged.csv").findings
+    assert finding == (1, "Its body was pruned, and its readable columns say something.")
