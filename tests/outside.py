@@ -231,6 +231,7 @@ class Line:
         self.up: int | None = None
         self.down: int | None = None
         self.is_silent = False
+        self.change: Callable[[bytes], bytes] = bytes  # what happens to a piece on its way down
         self.carried = [0, 0]  # bytes that the newest connection passed on, up and down
         self._listening = socket.create_server((HOST, 0))
         self.port: int = self._listening.getsockname()[1]
@@ -288,7 +289,7 @@ class Line:
                     _reset(source)
                     return
                 self.carried[way] += len(data)
-                target.sendall(data)
+                target.sendall(self.change(data) if way else data)
             target.shutdown(socket.SHUT_WR)
 
 

@@ -2,9 +2,10 @@
 
 ::
 
-    PREFIX entries/000000000000000-000000000000004.jsonl    entries 0 to 4, one a line
-    PREFIX heads/000000000000005-SHA256.note                a signed head: its size, and the SHA-256 of the note
+    PREFIX entries/000000000012/000000000012345-000000000012399.jsonl    entries 12345 to 12399, one a line
+    PREFIX heads/000000000012400-SHA256.note                             a signed head: its size, its note's SHA-256
 
+An object of entries stands in the folder of the thousand in which it begins, so that a few can be listed among many.
 A line is an entry's body, byte by byte as it is hashed, or the leaf hash in quotes (hex) of one whose body was pruned
 before it was copied. Every object carries the log's name as metadata (``origin``).
 
@@ -20,10 +21,10 @@ Rules
 * After their time objects may go, the oldest first. What is missing before the first that stands is no fault.
 * Credentials are found as boto3 finds them; AWS_ACCESS_KEY_ID and the like in the bot's environment come first.
 
-The tests run against moto's server. It enforces COMPLIANCE on deletion, and If-None-Match. Four refusals it cannot
+The tests run against moto's server. It enforces COMPLIANCE on deletion, and If-None-Match. Five refusals it cannot
 show, because it allows what S3 refuses: to shorten a COMPLIANCE date, to step down to GOVERNANCE, to suspend
-versioning, to put a body that is not that of its checksum. Nor does it check rights. The comparison finds the second;
-for the others S3 is relied on.
+versioning, to put a body that is not that of its checksum, or one that breaks off. Nor does it check rights. The
+comparison finds the second; for the others S3 is relied on.
 """
 
 from __future__ import annotations
@@ -46,16 +47,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectVersionsOutputTypeDef
 
     from storage.followers.seam import SignedNote
 
 _MOST: Final = 500  # entries in an object; so one that holds entry n begins after n - 500
-_NAME: Final = re.compile(r"([0-9]{15})-([0-9]{15})\.jsonl", re.ASCII)
+_FOLDER: Final = 1000  # entries may begin in one folder
+_NAME: Final = re.compile(r"([0-9]{12})/([0-9]{15})-([0-9]{15})\.jsonl", re.ASCII)
 _PRUNED: Final = re.compile(rb'"([0-9a-f]{64})"')
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _PREFIX: Final = re.compile(r"([A-Za-z0-9._-]{1,100}/){0,8}", re.ASCII)
 _DAYS: Final = re.compile(r"([1-9][0-9]{0,4})d", re.ASCII)
-_END: Final = 10**15  # names have 15 digits; what is beyond is no entry
 _MODE: Final = "COMPLIANCE"
 _PAGE: Final = 1000
 
@@ -141,7 +143,9 @@ class S3Copy:
         expected: int | None = None
         seen: dict[int, bytes] = {}  # leaf hashes of the last two objects' worth
         with self._talking() as s3:
-            for found in self._list(s3, start):
+            first = self._folder(max(0, start - _MOST + 1) // _FOLDER)
+            folders = [folder for folder in self._folders(s3) if folder >= first]
+            for found in (found for folder in folders for found in self._list(s3, folder)):
                 complaint = complaint or found.oddity
                 for item in self._get_entries(s3, found):
                     if expected is None or item.seq >= expected:
@@ -160,7 +164,7 @@ class S3Copy:
     def heads(self) -> Iterator[SignedNote]:
         """Give the signed heads as they were first put, by size."""
         with self._talking() as s3:
-            for key, version, _ in self._versions(s3, f"{self._prefix}heads/", ""):
+            for key, version, _ in self._versions(s3, f"{self._prefix}heads/"):
                 if version:
                     yield self._get(s3, key, version)
 
@@ -171,9 +175,12 @@ class S3Copy:
         start, end = items[0].seq, items[-1].seq
         last = -1
         standing: dict[int, Item] = {}
-        for found in self._list(s3, start):
-            if found.first > end:
-                break
+        listed: list[_Object] = []
+        for folder in range(max(0, start - _MOST + 1) // _FOLDER, end // _FOLDER + 1):
+            listed += self._list(s3, self._folder(folder))
+        for found in listed:
+            if found.first > end or found.last < start - 1:
+                continue
             if found.oddity is not None:
                 raise CopyTrouble(found.oddity)
             last = max(last, found.last)
@@ -191,63 +198,61 @@ class S3Copy:
         return min(last, end)
 
     def _find_last(self, s3: S3Client) -> int:
-        """Return the last entry that stands there, or -1: by halving, for a long log has very many objects."""
-
-        def is_beyond(seq: int) -> bool:
-            """Whether an object begins at ``seq`` or after it."""
-            marker = f"{self._prefix}entries/{seq:015d}"
-            page = s3.list_object_versions(
-                Bucket=self._bucket, Prefix=f"{self._prefix}entries/", KeyMarker=marker, MaxKeys=1
-            )
-            return bool(page.get("Versions") or page.get("DeleteMarkers"))
-
-        if not is_beyond(0):
-            return -1
-        low, high = 0, 1
-        while high < _END and is_beyond(high):
-            low, high = high, high * 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if is_beyond(middle) else (low, middle)
-        return max((found.last for found in self._list(s3, low)), default=-1)
+        """Return the last entry that stands there, or -1."""
+        # Two folders: the last object of the first may reach into the second, and beyond what stands in that.
+        newest = self._folders(s3)[-2:]
+        return max((found.last for folder in newest for found in self._list(s3, folder)), default=-1)
 
     # ------------------------------------------------------------------------------------ listing and reading
 
-    def _list(self, s3: S3Client, start: int) -> Iterator[_Object]:
-        """Give the objects that may hold entry ``start`` or a later one, by their first entry."""
+    def _folder(self, number: int) -> str:
+        return f"{self._prefix}entries/{number:012d}/"
+
+    def _folders(self, s3: S3Client) -> list[str]:
+        """Return the folders of entries, in order."""
         prefix = f"{self._prefix}entries/"
-        for key, version, oddity in self._versions(s3, prefix, f"{prefix}{max(0, start - _MOST + 1):015d}"):
-            name = _NAME.fullmatch(key.removeprefix(prefix))
-            if name is None or not int(name[1]) <= int(name[2]) < int(name[1]) + _MOST:
-                raise CopyTrouble(
-                    f"In {self._what} stands {key}, which is no part of the copy: who has put it there? "
-                    "Give the copy a prefix of its own."
-                )
-            yield _Object(int(name[1]), int(name[2]), key, version, oddity)
+        folders: list[str] = []
+        for page in self._pages(s3, Prefix=prefix, Delimiter="/"):
+            folders += [one["Prefix"] for one in page.get("CommonPrefixes", ())]
+            for one in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+                raise CopyTrouble(self._say_strange(one["Key"]))
+        return sorted(set(folders))
 
-    def _versions(self, s3: S3Client, prefix: str, after: str) -> Iterator[tuple[str, str, str | None]]:
-        """Give each key after ``after`` with its first version, and the sentence about what lies over it, if any does.
+    def _list(self, s3: S3Client, folder: str) -> Iterator[_Object]:
+        """Give the objects of a folder, by their first entry."""
+        for key, version, oddity in self._versions(s3, folder):
+            name = _NAME.fullmatch(key.removeprefix(f"{self._prefix}entries/"))
+            first, last = (int(name[2]), int(name[3])) if name else (0, -1)
+            if name is None or int(name[1]) != first // _FOLDER or not first <= last < first + _MOST:
+                raise CopyTrouble(self._say_strange(key))
+            yield _Object(first, last, key, version, oddity)
 
-        Versions are listed, not objects: a name that was deleted is not among the objects, though its version stands.
-        """
-        key_marker, version_marker = after, ""
-        pending: dict[str, list[Any]] = {}  # versions by key, the newest first; a delete marker has no ETag
+    def _pages(self, s3: S3Client, **what: str) -> Iterator[ListObjectVersionsOutputTypeDef]:
+        """List versions, not objects: a name that was deleted is not among the objects, though its version stands."""
+        more: dict[str, Any] = dict(what)
         while True:
-            more: dict[str, Any] = {"VersionIdMarker": version_marker} if version_marker else {}
-            page = s3.list_object_versions(
-                Bucket=self._bucket, Prefix=prefix, KeyMarker=key_marker, MaxKeys=_PAGE, **more
-            )
+            page = s3.list_object_versions(Bucket=self._bucket, MaxKeys=_PAGE, **more)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            more["KeyMarker"] = page["NextKeyMarker"]
+            more["VersionIdMarker"] = page.get("NextVersionIdMarker")
+            if not more["VersionIdMarker"]:
+                del more["VersionIdMarker"]
+
+    def _versions(self, s3: S3Client, prefix: str) -> Iterator[tuple[str, str, str | None]]:
+        """Give each key with its first version, and the sentence about what lies over it, if any does."""
+        pending: dict[str, list[Any]] = {}  # versions by key, the newest first; a delete marker has no ETag
+        for page in self._pages(s3, Prefix=prefix):
             for one in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
                 pending.setdefault(one["Key"], []).append(one)
-            is_more = page.get("IsTruncated", False)
             # The last key's versions may go on overleaf.
-            edge = max(pending, default="") if is_more else None
+            edge = max(pending, default="")
             for key in sorted(pending):
                 if key != edge:
                     yield self._first_version(key, pending.pop(key))
-            if not is_more:
-                return
-            key_marker, version_marker = page["NextKeyMarker"], page.get("NextVersionIdMarker", "")
+        for key, listed in pending.items():
+            yield self._first_version(key, listed)
 
     def _first_version(self, key: str, listed: Sequence[Any]) -> tuple[str, str, str | None]:
         versions = [one for one in listed if "ETag" in one]
@@ -310,7 +315,7 @@ class S3Copy:
     # ------------------------------------------------------------------------------------ putting
 
     def _put_entries(self, s3: S3Client, items: Sequence[Item], now: datetime) -> None:
-        key = f"{self._prefix}entries/{items[0].seq:015d}-{items[-1].seq:015d}.jsonl"
+        key = f"{self._folder(items[0].seq // _FOLDER)}{items[0].seq:015d}-{items[-1].seq:015d}.jsonl"
         content = b"".join(self._line(item) + b"\n" for item in items)
         there = self._put(s3, key, content, "application/x-ndjson", now)
         if there == content:
@@ -355,7 +360,7 @@ class S3Copy:
         except ClientError as error:
             if error.response["Error"]["Code"] != "PreconditionFailed":
                 raise
-            for found, version, oddity in self._versions(s3, key, ""):
+            for found, version, oddity in self._versions(s3, key):
                 if oddity is not None:
                     raise CopyTrouble(oddity) from None
                 if found == key and version:
@@ -455,6 +460,12 @@ class S3Copy:
         return (
             f"A different entry {seq} stands in {self._what}: the log was changed, or this is another log's. "
             f"Compare them with “breakglass verify --against {self.name}”."
+        )
+
+    def _say_strange(self, key: str) -> str:
+        return (
+            f"In {self._what} stands {key}, which is no part of the copy: who has put it there? "
+            "Give the copy a prefix of its own."
         )
 
     def _say_gap(self, first: int, last: int) -> str:
