@@ -46,9 +46,16 @@ def deliver(copy: PostgresqlCopy, what: list[Item], head: bytes | None = None) -
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Postgres]:
-    """A standby's server that keeps what it committed."""
-    with Postgres(tmp_path_factory.mktemp("standby")) as server:
+    """A standby's server, for tests that never stop it."""
+    with Postgres(tmp_path_factory.mktemp("standby"), durable=False) as server:
         yield server
+
+
+@pytest.fixture
+def mortal(tmp_path) -> Iterator[Standby]:
+    """A standby on a server of its own that keeps what it committed, to be stopped and killed."""
+    with Postgres(tmp_path / "mortal") as server:
+        yield Standby(server)
 
 
 class Standby:
@@ -94,6 +101,14 @@ def file_size_limit(size: int) -> Iterator[None]:
 def standby(server) -> Standby:
     """A standby of one's own."""
     return Standby(server)
+
+
+@pytest.fixture(scope="module")
+def filled(server) -> Standby:
+    """A standby with two entries and a head, for tests that try to change it in vain."""
+    standby = Standby(server)
+    deliver(standby.copy(), items(0, 2), b"note")
+    return standby
 
 
 # ---------------------------------------------------------------------------------------------- the plain course
@@ -154,20 +169,17 @@ def test_a_long_copy_is_read_page_by_page(standby):
         "INSERT INTO breakglass.copy_entry VALUES (1, NULL, NULL) ON CONFLICT (seq) DO UPDATE SET body = ''",
     ],
 )
-def test_the_role_can_change_nothing(standby, statement):
+def test_the_role_can_change_nothing(filled, statement):
     """The bot's role, which whoever broke into the bot has too, is refused everything but adding the next entry."""
-    copy = standby.copy()
-    deliver(copy, items(0, 2), b"note")
-    with psycopg.connect(standby.url, autocommit=True) as role, pytest.raises(psycopg.errors.InsufficientPrivilege):
+    with psycopg.connect(filled.url, autocommit=True) as role, pytest.raises(psycopg.errors.InsufficientPrivilege):
         role.execute(statement)
-    assert list(copy.read()) == items(0, 2)
+    assert list(filled.copy().read()) == items(0, 2)
 
 
 @pytest.mark.parametrize("seq", [0, 1, 3, 7, -1])
-def test_the_role_can_add_only_the_next_entry(standby, seq):
+def test_the_role_can_add_only_the_next_entry(filled, seq):
     """An insert by hand, past the bot, neither doubles a number nor leaves a gap."""
-    deliver(standby.copy(), items(0, 2))
-    with psycopg.connect(standby.url, autocommit=True) as role, pytest.raises(psycopg.IntegrityError):
+    with psycopg.connect(filled.url, autocommit=True) as role, pytest.raises(psycopg.IntegrityError):
         role.execute("INSERT INTO breakglass.copy_entry VALUES (%s, %s, %s)", [seq, item(2).leaf_hash, item(2).body])
 
 
@@ -181,10 +193,9 @@ def test_the_role_can_add_only_the_next_entry(standby, seq):
         "TRUNCATE breakglass.copy_log",
     ],
 )
-def test_the_guards_stand_before_the_administrator_too(standby, statement):
+def test_the_guards_stand_before_the_administrator_too(filled, statement):
     """Also by mistake of those who may do anything nothing is changed, not even in replica mode."""
-    deliver(standby.copy(), items(0, 2), b"note")
-    with psycopg.connect(standby.admin, autocommit=True) as admin:
+    with psycopg.connect(filled.admin, autocommit=True) as admin:
         admin.execute("SET session_replication_role = replica")
         with pytest.raises(psycopg.IntegrityError, match="only grows"):
             admin.execute(statement)
@@ -240,7 +251,7 @@ def test_a_log_that_it_did_not_begin_is_not_followed(standby):
     assert list(standby.copy().read()) == items(0, 2)
 
 
-def test_a_standby_that_lost_entries_is_said(standby, server):
+def test_a_standby_that_lost_entries_is_said(standby):
     """A standby that was restored from an old state, or begun anew, is not simply continued."""
     with pytest.raises(CopyTrouble, match=r"is empty, though entry 4 was acknowledged"):
         deliver(standby.copy(), items(5, 6))
@@ -267,51 +278,51 @@ def test_two_bots_that_deliver_at_once_double_nothing(standby):
 # ---------------------------------------------------------------------------------------------- outages
 
 
-def test_stopped_and_started_again_it_goes_on(standby, server):
+def test_stopped_and_started_again_it_goes_on(mortal):
     """While the server is down the copy says so; then it goes on with the same object, and nothing is missing."""
-    copy = standby.copy()
+    copy = mortal.copy()
     deliver(copy, items(0, 2))
-    server.stop()
+    mortal.server.stop()
     for _ in range(2):
         with pytest.raises(CopyTrouble, match="does not answer"):
             deliver(copy, items(2, 4))
-    server.start()
+    mortal.server.start()
     assert deliver(copy, items(2, 4)) == 3
     assert list(copy.read()) == items(0, 4)
 
 
-def test_killed_in_the_middle_of_a_batch_it_keeps_all_or_nothing_of_it(standby, server):
+def test_killed_in_the_middle_of_a_batch_it_keeps_all_or_nothing_of_it(mortal):
     """SIGKILL of the server between insert and commit: what was acknowledged is there, the rest comes again."""
-    copy = standby.copy()
+    copy = mortal.copy()
     deliver(copy, items(0, 2))
     insert = "INSERT INTO breakglass.copy_entry VALUES (2, %s, %s)"
     with contextlib.suppress(CopyTrouble), copy._transaction() as connection:
         connection.execute(insert, [item(2).leaf_hash, item(2).body])
-        server.kill()
-    server.start()
+        mortal.server.kill()
+    mortal.server.start()
     assert list(copy.read()) == items(0, 2)
     assert deliver(copy, items(2, 40)) == 39
-    server.kill()
-    server.start()
-    assert list(standby.copy().read()) == items(0, 40)
+    mortal.server.kill()
+    mortal.server.start()
+    assert list(mortal.copy().read()) == items(0, 40)
 
 
-def test_a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_room(standby, server):
+def test_a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_room(mortal):
     """The server cannot make its file longer in mid-batch: nothing of it stays, and the next try takes it all."""
-    copy = standby.copy()
+    copy = mortal.copy()
     deliver(copy, items(0, 1))
     bodies = [os.urandom(60_000) for _ in range(400)]
     batch = [Item(seq, body, leaf_hash(body)) for seq, body in enumerate(bodies, start=1)]
     with file_size_limit(17_000_000):  # a segment of the server's journal fits, the batch does not
-        server.stop()
-        server.start()
+        mortal.server.stop()
+        mortal.server.start()
     copy.close()
     assert deliver(copy, items(0, 1)) == 0
     with pytest.raises(CopyTrouble, match="see the log of its server"):  # Linux says "too long" of it, not "full"
         deliver(copy, batch)
     assert "no room left" in copy._say_error(psycopg.errors.DiskFull())
-    server.stop()
-    server.start()
+    mortal.server.stop()
+    mortal.server.start()
     assert copy.position() == 0
     assert deliver(copy, batch) == 400
     assert list(copy.read(1)) == batch
@@ -320,7 +331,7 @@ def test_a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_room(standby
 # ---------------------------------------------------------------------------------------------- secrets
 
 
-def test_no_message_repeats_the_password(standby, server, capsys):
+def test_no_message_repeats_the_password(standby):
     """Neither a refused login nor a malformed URL nor the object itself tells what the URL holds."""
     wrong = PostgresqlCopy("standby", standby.url.replace("role", "hunter2"), ORIGIN)
     with pytest.raises(CopyTrouble, match="does not let the bot in") as refused:
