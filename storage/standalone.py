@@ -72,6 +72,7 @@ class Kind(str, enum.Enum):  # noqa: UP042 - Python 3.9 has no StrEnum
     STILL_OUT = "credential not taken back"
     NOT_INDEPENDENT = "review by one involved"
     REVIEW_MISSING = "review missing"
+    UNKNOWN_POLICY = "unknown policy"  # opened under rules that are not on record
 
 
 class Finding(NamedTuple):
@@ -769,6 +770,7 @@ class Replay:
         self._holes: list[int] = []  # entries that are missing or cannot be relied on, in order
         self._latest = ""
         self._is_unattributed = False
+        self._policies: set[str] = set()  # hashes of their texts
         self._confirmed: dict[int, set[str]] = {}  # who confirmed which proposal to prune
 
     def hole(self, seq: int) -> None:
@@ -930,6 +932,7 @@ class Replay:
         case.asked_seconds, case.lapse = _count(data.get("asked_seconds")), read_data_time(data.get("lapse_at"))
         if type(custodians) is list and custodians and all(type(name) is str for name in custodians):
             case.custodians = tuple(custodians)
+        self._judge_policy(seq, case)
         case.need = _count(data.get("quorum")) or 0
         is_text = all(type(data.get(name)) is str for name in ("account", "level", "reason", "standard_path"))
         is_named = type(threshold) is dict and all(type(threshold.get(name)) is str for name in ("id", "text"))
@@ -940,6 +943,15 @@ class Replay:
             self._find(Kind.SELF_APPROVAL, seq, f"{case.requester} was asked about the own request.", case)
         elif len(set(case.custodians)) < case.need:
             self._find(Kind.NO_QUORUM, seq, "Fewer custodians were asked than are needed.", case)
+
+    def _judge_policy(self, seq: int, case: Case) -> None:
+        """Whether it was opened under a policy that is on record: its hash is over the text's and those asked."""
+        if not self._policies or case.custodians is None or not self.is_whole:
+            return
+        asked = sorted(set(case.custodians))
+        known = (json.dumps([hashed, asked], separators=(",", ":")).encode() for hashed in self._policies)
+        if case.policy not in {sha256(together).hexdigest() for together in known}:
+            self._find(Kind.UNKNOWN_POLICY, seq, "It was opened under no policy that is on record before it.", case)
 
     def _approve(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         person = entry["actor"]["person"]
@@ -1119,6 +1131,11 @@ class Replay:
         proposal = _count(data.get("proposal"))
         if event == _ROTATE:
             self._rotate(seq, data)
+        elif event == "policy:load":
+            hashed, words = _text(data.get("hash")), _text(data.get("text"))
+            if hashed is None or (words is not None and sha256(words.encode()).hexdigest() != hashed):
+                self._find(Kind.MALFORMED, seq, "It does not hold the policy whose hash it states.", None)
+            self._policies.add(hashed or "")
         elif event == "retention:confirm" and proposal is not None:
             self._confirmed.setdefault(proposal, set()).add(entry["actor"]["person"])
         elif event == APPLY and self.is_whole and len(self._confirmed.get(proposal or -1, ())) < 2:
@@ -1333,6 +1350,9 @@ class Export:
         if is_next:
             self._grow(line)
         if line.body is None:
+            # Attack: words of somebody's own in the readable columns of an entry whose body cannot contradict them.
+            if line.cells is not None and list(line.cells) != [str(line.seq), *[""] * 9, "pruned"]:
+                self._find(Kind.ALTERED, line.seq, "Its body was pruned, and its readable columns say something.")
             if is_next:
                 self._pruned.append(line.seq)
                 self._pruned_one(line.seq, line.leaf)
