@@ -47,24 +47,34 @@ _PASSING: Final = frozenset(
 )
 
 
+def open_window(client: WebClient, trigger_id: str, view: modals.View) -> str:
+    """Open a window and return its id. Raises what slack_sdk raises."""
+    return str(client.views_open(trigger_id=trigger_id, view=view)["view"]["id"])
+
+
 @contextmanager
-def filling(
-    client: WebClient, trigger_id: str, view: modals.View, *, closed: Callable[[], None] | None = None
-) -> Iterator[str]:
-    """Open a window and give its id; whatever then goes wrong is said in it.
+def filling(client: WebClient, trigger_id: str, view: modals.View) -> Iterator[str]:
+    """Open a window and give its id; whatever then goes wrong is said in it."""
+    view_id = open_window(client, trigger_id, view)
+    with speaking(client, view_id, view["title"]["text"]):
+        yield view_id
+
+
+@contextmanager
+def speaking(
+    client: WebClient, view_id: str, title: str, *, closed: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Say in an open window whatever goes wrong.
 
     ``closed`` is called when the person had closed the window before it was filled; without it that is no matter.
     """
-    opened = client.views_open(trigger_id=trigger_id, view=view)
-    view_id = str(opened["view"]["id"])
     try:
-        yield view_id
+        yield
     except Exception as error:  # noqa: BLE001 - the one place that knows the window; said() logs what is unexpected
         if isinstance(error, SlackApiError) and _code(error) in _CLOSED:
             if closed is not None:
                 closed()
             return
-        title = view["title"]["text"]
         client.views_update(view_id=view_id, view=modals.sentence(title, said(error)))
 
 

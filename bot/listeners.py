@@ -5,7 +5,8 @@ Rules
 * A listener parses, makes one call of the desk, and acknowledges; the rules are the desk's.
 * A click that changes something is acknowledged after the commit: if the bot dies before, Slack tells the person that
   it failed. What needs Vault comes after the acknowledgement.
-* A trigger id lives three seconds and works once, so a window is opened first and filled after the look-up.
+* A trigger id lives three seconds and works once, so a window is opened first and filled after the look-up. (Reveal
+  records its intent before, which takes milliseconds: a second click must not open a window over the first.)
 * Every click is answered, also one that is refused, stale or unknown. :func:`on_error` finds the surface on which the
   person waits. Only what must speak on a surface of its own (a window that was just opened, the Home tab, a private
   answer) handles its errors itself.
@@ -25,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from bot import modals, views
-from bot.answers import filling, on_error, redraw, show_secret, tell
+from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
 from storage.audit import Actor
 from storage.models import Outcome
@@ -405,14 +406,19 @@ class _Front:
     def reveal(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Issue the credential into a window of the requester's, the only place where it is ever shown."""
         click = _click(body)
+        # Before the window: of two clicks the second is answered beside its button, and opens no window over the first.
+        intent = self.desk.reveal(click.actor, click.request_id, click.version, now=self.now())
         ack()
         lost = f"The window was closed before the credential of {click.request_id} was shown. Press Show again."
         told = partial(tell, body, client, lost)
-        window = filling(client, body["trigger_id"], modals.revealing(click.request_id), closed=told)
         with ExitStack() as first:
             first.enter_context(self.first())
-            with window as view_id:
-                intent = self.desk.reveal(click.actor, click.request_id, click.version, now=self.now())
+            try:
+                view_id = open_window(client, body["trigger_id"], modals.revealing(click.request_id))
+            except Exception:
+                self.desk.drop(intent, now=self.now())
+                raise
+            with speaking(client, view_id, click.request_id, closed=told):
                 # Read before the issue: a database that fails after it must not lose what was just made.
                 case = self.desk.case(click.request_id)
                 now = self.now()

@@ -466,11 +466,12 @@ def test_show_again_gives_a_fresh_one(office):
 
 
 def test_a_stranger_who_presses_reveal_sees_no_credential(office):
-    """The window opens for anybody, since the trigger cannot wait; the refusal stands in it."""
+    """The refusal is said beside the button, and no window opens."""
     row = office.desk.approved()
     message = office.draw(row, views.handover)
     office.as_(CARL).click(message, views.REVEAL)
-    office.window(CARL, "Only the person who asked")
+    office.told(CARL, "Only the person who asked")
+    assert office.as_(CARL).view() is None
     assert office.state(row) is State.APPROVED
     assert office.desk.case(row.id).grants == ()
 
@@ -657,13 +658,27 @@ def test_what_is_unexpected_is_told_by_a_reference_that_is_in_the_log(office, ca
 
 
 def test_slack_that_fails_to_open_a_window_is_told(office):
-    """When Slack does not open the window, the click is answered beside the button and nothing has begun."""
+    """When Slack does not open the window, the click is answered beside the button and what had begun is given up."""
     row = office.desk.approved()
     message = office.draw(row, views.handover, to="U0RITA")
     office.driver.fault("error500", method="views.open", times=5)
     office.as_(RITA).click(message, views.REVEAL)
     office.told(RITA, "Slack did not take part")
-    assert office.events(row)[-1] == "request:quorum"
+    assert wait_for(lambda: office.events(row)[-1] == "credential:abandon")
+    office.driver.clear_faults()
+    office.as_(RITA).click(office.draw(row, views.handover, to="U0RITA"), views.REVEAL)
+    office.window(RITA, "PGPASSWORD")
+
+
+def test_the_second_of_two_clicks_on_reveal_does_not_cover_the_first(office):
+    """A double click shows one credential, and says so beside the button instead of opening a window over it."""
+    row = office.desk.approved()
+    message = office.draw(row, views.handover, to="U0RITA")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: office.as_(RITA).click(message, views.REVEAL, in_flight=True), range(2)))
+    office.window(RITA, "PGPASSWORD")
+    assert office.as_(RITA).ephemerals()
+    assert len([grant for grant in office.desk.case(row.id).grants if grant.ended_at is None]) == 1
 
 
 def test_a_directory_that_does_not_answer_permits_nothing(office, monkeypatch):

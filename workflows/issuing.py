@@ -223,6 +223,10 @@ class Issuer(Door):
             )
             return True
 
+    def drop(self, intent: Intent, *, now: datetime) -> None:
+        """Give an intent up that :meth:`issue` was not asked to carry out: there is nowhere to show it."""
+        self._undo(intent, None, Conflict("no window could be opened to show it in"), now)
+
     def abandon(self, request_id: str, *, now: datetime) -> None:
         """End a credential whose issue was begun and not finished within ``patience`` (a crash, a hang)."""
         for grant in self.case(request_id).grants:
@@ -360,7 +364,11 @@ class Issuer(Door):
                 )
             turn.close(next(g for g in grants if g.number == intent.replaces))
             turn.session.add(self.new_grant(turn.row, intent.number, now))
-            turn.move(Action.ABANDON, data=_told(old, why="replaced by a fresh one", lease=old.lease_id))
+            turn.move(
+                Action.ABANDON,
+                data=_told(old, why="replaced by a fresh one", lease=old.lease_id),
+                due_at=_earliest(turn.row.due_at, now + self.patience),
+            )
 
     def _take_back(self, grant: Grant, *, unread: bool = False) -> bool:
         """Revoke at Vault and say whether nothing is left. ``unread``: Vault refused to give the credential.
@@ -423,6 +431,10 @@ def _intended(turn: Turn, intent: Intent) -> Grant:
     if grant is None or grant.ended_at is not None:
         raise Conflict(f"Opening {intent.request_id} took too long. Press the button again.", code="too_slow")
     return grant
+
+
+def _earliest(first: datetime | None, second: datetime) -> datetime:
+    return second if first is None else min(first, second)
 
 
 def _told(grant: Grant, **facts: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON values
