@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
 
+from slack_bolt import Ack
 from slack_bolt.response import BoltResponse
 from slack_sdk.errors import SlackApiError
 from slack_sdk.webhook import WebhookClient
@@ -31,7 +32,6 @@ from workflows.errors import BreakGlassError, Invalid, Unavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from slack_bolt import Ack
     from slack_sdk import WebClient
 
 log = logging.getLogger(__name__)
@@ -122,6 +122,16 @@ def said(error: Exception) -> str:
     )
 
 
+class _KeptAck(Ack):
+    """An acknowledgement that cannot be taken back."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Bolt sets the response of a listener that fails to None after its error handler, also when the acknowledgement
+        # stands there and was not seen yet by the thread that sends it (it looks every 10 ms): the click would fail.
+        if name != "response" or value is not None:
+            super().__setattr__(name, value)
+
+
 def on_error(
     error: Exception, body: dict[str, Any], ack: Ack, client: WebClient, response: BoltResponse | None
 ) -> BoltResponse | None:
@@ -129,6 +139,8 @@ def on_error(
 
     Bolt gives ``response=None`` when the acknowledgement is already out; then nothing may be returned.
     """
+    if response is None:
+        ack.__class__ = _KeptAck
     text = said(error)
     kind = body.get("type")
     if kind == "view_submission" and response is not None:
