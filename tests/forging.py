@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from real_parts import Real
 
     from storage.database import Database
+    from workflows.policy import Policy
 
 ORIGIN: Final = "log.example/orders"
 HEARTBEAT: Final = timedelta(minutes=5)
@@ -53,20 +54,25 @@ FORM: Final = Findings(
 # --- making finished logs ------------------------------------------------------------------------------------------
 
 
-def desk_at(real: Real, database: Database) -> Counter:
-    """A desk with the demo's policy and people, the real Vault, and a clock that the test moves."""
+def policy_for(real: Real) -> Policy:
+    """The demo's policy, for the real target."""
     text = POLICY.read_text(encoding="utf-8").replace("port: 5432", f"port: {real.pg.port}")
     for level, name in ((real.read, "read"), (real.write, "write")):
         text = text.replace(f"token_role: breakglass-orders-db-{name}", f"token_role: {level.settings.token_role}")
+    return rules.parse(text, name="demo")
+
+
+def desk_at(real: Real, database: Database, policy: Policy) -> Counter:
+    """A desk with the demo's people, the real Vault, and a clock that the test moves."""
     people = People()
-    desk = Counter(database, rules.parse(text, name="demo"), people, real.vault(), team=TEAM, patience=PATIENCE)
+    desk = Counter(database, policy, people, real.vault(), team=TEAM, patience=PATIENCE)
     desk.now = datetime.now(UTC)
     desk.people = people
     return desk
 
 
 class Night:
-    """A desk whose log is signed after each step."""
+    """A desk whose log is signed whenever time passes."""
 
     def __init__(self, desk: Counter, key_file: Path) -> None:
         self.desk = desk
@@ -80,23 +86,21 @@ class Night:
 
     def pass_time(self, **by: float) -> None:
         """Move the clock, with the heartbeats on the way."""
+        self.sign()
         end = self.desk.now + timedelta(**by)
         while end - self.desk.now > HEARTBEAT:
             self.desk.now += HEARTBEAT
             self.sign()
         self.desk.now = end
-        self.sign()
 
     def tick(self) -> None:
         """Let the clock's work be done."""
         sweep.tick(self.desk, now=self.desk.now)
-        self.sign()
 
     def try_to(self, act: Callable[[], object]) -> None:
         """Do something that may be refused."""
         with suppress(BreakGlassError):
             act()
-        self.sign()
 
     def live(self) -> None:
         """A whole night: every ending that there is, and refusals in between."""
@@ -128,7 +132,6 @@ class Night:
         row = desk.case(full.id).request
         self.try_to(lambda: desk.review(CARL, full.id, row.version, FORM, now=desk.now))
         desk.review(SAM, full.id, row.version, FORM, now=desk.now)
-        self.sign()
         # Lapsed unanswered; expired; revoked and not reviewed yet.
         desk.ask(level="write", minutes=5)
         expired = desk.approved(minutes=10)
@@ -157,6 +160,7 @@ class Night:
                 self.try_to(lambda: rows.append(_ask(desk, rng).id))
             else:
                 self._try_something(rng, rng.choice(people), rng.choice(rows), with_vault=with_vault)
+        self.sign()
 
     def _try_something(self, rng: random.Random, who: Actor, name: str, *, with_vault: bool) -> None:
         desk = self.desk

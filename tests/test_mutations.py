@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from forging import HEARTBEAT, ORIGIN, Log, Night, copy_of, desk_at, hands_on, key_in
+from forging import HEARTBEAT, ORIGIN, Log, Night, copy_of, desk_at, hands_on, key_in, policy_for
 
 from storage import audit, checkpoint, merkle
 from storage.audit import read_time, write_time
@@ -56,7 +56,7 @@ def finished(real, sqlite_template, tmp_path_factory) -> Finished:
     file = folder / "log.db"
     shutil.copyfile(sqlite_template, file)
     database = Database(f"sqlite:///{file}")
-    night = Night(desk_at(real, database), key_file)
+    night = Night(desk_at(real, database, policy_for(real)), key_file)
     night.live()
     copy = copy_of(database, folder / "copy")
     with database.read() as session:
@@ -1024,13 +1024,14 @@ def test_there_are_at_least_five_hundred_mutations() -> None:
 def test_untouched_logs_give_no_finding(real, sqlite_template, tmp_path, part: int) -> None:
     """Random walks through the desk by anybody, legal or refused, leave logs in which nothing is found."""
     key_file, key = key_in(tmp_path)
+    policy = policy_for(real)
     for seed in range(25):
         rng = random.Random(part * 100 + seed)  # noqa: S311 - seeded, so that a failure can be had again
         file = tmp_path / f"walk-{seed}.db"
         shutil.copyfile(sqlite_template, file)
         database = Database(f"sqlite:///{file}")
-        night = Night(desk_at(real, database), key_file)
-        night.walk(rng, rng.randrange(4, 24), with_vault=seed % 5 == 0)
+        night = Night(desk_at(real, database, policy), key_file)
+        night.walk(rng, rng.randrange(4, 20), with_vault=seed % 5 == 0)
         with database.read() as session:
             report = check_database(session, now=night.desk.now, keys=[key], heartbeat=HEARTBEAT)
         database.close()
