@@ -210,7 +210,7 @@ def _entries(story: Story) -> str:
         for name, cls in (("No.", ' class="n"'), ("Entry", ' class="n"'), ("When", ""), ("Who", ""), ("What", ""))
     )
     return (
-        '<div class="scroll" role="region" aria-label="Every entry" tabindex="0"><table><caption>In the order of the'
+        '<div class="scroll" role="region" aria-label="Table of every entry" tabindex="0"><table><caption>In the order of the'
         " log. The last line of each is its event and the leaf hash under which it stands in the log.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
@@ -311,7 +311,7 @@ def period_page(period: Period, about: About, names: Names, file: Callable[[str]
         ),
         _section(
             "All requests",
-            '<div class="scroll" role="region" aria-label="All requests" tabindex="0"><table><caption>In the order of '
+            '<div class="scroll" role="region" aria-label="Table of all requests" tabindex="0"><table><caption>In the order of '
             f"their first entries.</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
             + note,
         ),
@@ -395,7 +395,7 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *,
         cells = "".join(f"<td{cls(place)}>{_e(cell)}</td>" for place, cell in enumerate(rest, start=1))
         lines.append(f'<tr><th scope="row">{_e(first)}</th>{cells}</tr>')
     return (
-        f'<div class="scroll{" few" if numbers else ""}" role="region" aria-label="{_e(caption)}" tabindex="0"><table>'
+        f'<div class="scroll{" few" if numbers else ""}" role="region" aria-label="Table: {_e(caption)}" tabindex="0"><table>'
         f"<caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
