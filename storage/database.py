@@ -240,7 +240,7 @@ class Database:
         """
         if self._file is not None:
             # Reasons and names are nobody else's business. SQLite gives its -wal and -shm the same permissions.
-            os.close(_create_private(self._file))
+            _create_private(self._file)
             self._switch_to_wal()
         with self._writes.begin() as connection:
             self._lock(connection)
@@ -340,9 +340,16 @@ def _parse(url: str) -> URL:
     return parsed
 
 
-def _create_private(file: Path) -> int:
+def _create_private(file: Path) -> None:
+    """Create the file readable by its owner only; one that is there is not even opened.
+
+    POSIX: closing any descriptor of a file drops all locks that the process holds on it. With SQLite's locks gone,
+    another process would take the write-ahead log away under us, and the log would fork.
+    """
     try:
-        return os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
     except OSError as error:
         raise DatabaseDown("The database file cannot be opened or created.") from error
 

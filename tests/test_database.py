@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -23,7 +27,6 @@ from storage.models import Entry, Post
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from bot.demo.parts import Postgres
 
@@ -261,6 +264,31 @@ def test_processes_that_set_up_at_once_do_not_meet(kind: str, tmp_path: Path, re
         assert audit.check(session) is None
         assert audit.head(session).size == 4
     database.close()
+
+
+def test_a_second_setup_in_one_process_does_not_fork_the_log(sqlite_template: Path, tmp_path: Path) -> None:
+    """Setting up again beside an open connection keeps its locks, so that another process's end takes nothing away."""
+    file = tmp_path / "log.db"
+    shutil.copyfile(sqlite_template, file)
+    ours = Database(f"sqlite:///{file}")
+    append(ours)
+    again = Database(f"sqlite:///{file}")
+    again.setup()
+    again.close()
+    other = (
+        "import sys; sys.path[:0] = sys.argv[2:]; from storage.database import Database; from storage import audit;"
+        "from datetime import UTC, datetime; d = Database(sys.argv[1])\n"
+        "with d.write() as s: audit.append(s, event='test:other', at=datetime.now(UTC), actor=audit.SYSTEM)\n"
+        "d.close()"
+    )
+    root = str(Path(audit.__file__).parent.parent)
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", other, f"sqlite:///{file}", root], check=True)
+        append(ours)
+    with ours.read() as session:
+        assert [record.seq for record in audit.read_entries(session)] == list(range(5))
+        assert audit.check(session) is None
+    ours.close()
 
 
 def test_write_inside_write_is_refused_at_once(database: Database) -> None:
