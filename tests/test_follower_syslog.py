@@ -287,6 +287,19 @@ def test_a_receiver_that_hangs_acknowledges_nothing_and_does_not_keep_the_bot(re
     assert there == what[: len(there)]
 
 
+def test_a_full_disk_at_the_receiver_loses_nothing(receiver, authority):
+    """A real receiver drops what it cannot write; restarted when there is room, it gets all of that again."""
+    copy = copy_at(receiver.port, authority)
+    receiver.file.symlink_to("/dev/full")
+    deliver(copy, items(0, 30))
+    deliver(copy, items(30, 40))
+    receiver.send(signal.SIGTERM)
+    receiver.file.unlink()
+    receiver.start()
+    deliver(copy, items(40, 45))
+    receiver.until(items(0, 45))
+
+
 def test_what_was_sent_long_ago_is_not_kept(receiver, authority):
     """After a quarter of an hour, a thousand messages or eight megabytes, what is kept to come again is let go."""
     copy = copy_at(receiver.port, authority)

@@ -15,6 +15,8 @@ Rules
 * So the newest messages are kept here, and sent again after every connection that broke, before anything new: a
   receiver that was killed, or restarted, gets them twice rather than not at all. They are lost only if the bot goes
   down too before its next delivery. Who must be certain requires a copy of another kind.
+* A receiver whose disk is full may go on taking messages and drop them (rsyslog does). After making room restart it:
+  that brings the newest again; what is older comes with “breakglass follower reset”.
 * Idempotent at the receiver: an entry is known by ``origin`` and ``seq``, and comes again as the same bytes, whichever
   bot sends it. One that comes with another ``leafHash`` is another log, or a rewritten one.
 * The receiver must take messages of 128 kB: one that cuts them (rsyslog does at 8 kB unless told) keeps no evidence.
@@ -51,7 +53,8 @@ _ID: Final = "breakglass@32473"
 _KEPT_MESSAGES: Final = 1000
 _KEPT_FOR: Final = timedelta(minutes=15)  # by then a receiver has stored it; heartbeats show sooner that it was down
 _KEPT_BYTES: Final = 8 * 1024 * 1024  # more than the buffers between two machines hold
-_LOOK: Final = 0.005  # seconds between two looks at what is still on its way
+_MOST_TICKETS: Final = 64  # that are read away at once: one that talks without end does not keep us
+_LOOK: Final = 5  # milliseconds between two looks at what is still on its way
 _NOT_PRINTABLE: Final = re.compile("[^!-~]")
 
 
@@ -129,17 +132,20 @@ class SyslogCopy:
         """Whether the receiver has ended the connection. What it sends (session tickets) is read away."""
         connected.settimeout(0)
         try:
-            while connected.recv(4096):
-                pass
+            for _ in range(_MOST_TICKETS):
+                if not connected.recv(4096):
+                    return True
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except OSError:
             return True
-        return True
+        return False
 
     def _settle(self, connected: socket.socket, deadline: Deadline) -> None:
         """Wait until the receiver's machine has taken every byte. OSError when the connection ends before."""
         waiting = array.array("i", [0])
+        looking = select.poll()  # not select(), which takes no file number above 1023
+        looking.register(connected, select.POLLIN)
         while True:
             if self._is_ended(connected):
                 raise ConnectionResetError
@@ -149,7 +155,8 @@ class SyslogCopy:
                 return  # only Linux tells of a socket
             if waiting[0] == 0:
                 return
-            select.select([connected], [], [], min(_LOOK, deadline.left()))
+            deadline.left()
+            looking.poll(_LOOK)
 
     def _keep(self, frames: Sequence[bytes], now: datetime) -> None:
         self._newest.extend((now, frame) for frame in frames)
