@@ -54,6 +54,7 @@ _PAGE: Final = 1000
 _GONE: Final = "Its body is gone, and nothing in the log says that it was pruned."
 _E: Final[Any] = Entry  # its columns, in queries: SQLModel types them as the values
 _P: Final[Any] = Pruned
+_COLUMNS: Final = (_E.seq, _E.request_id, _E.event, _E.at, _E.body, _E.leaf_hash, _E.root, _E.peaks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +368,7 @@ def read_entries(
     ``request_id``: those of one request; ``""``: those about no request; None: all. ``events``: those of these events.
     Raises :class:`Damaged`.
     """
-    query = select(Entry).where(_E.seq > after).order_by(_E.seq)
+    query = select(*_COLUMNS).where(_E.seq > after).order_by(_E.seq)
     if request_id is not None:
         query = query.where(_E.request_id == request_id if request_id else _E.request_id.is_(None))
     if events is not None:
@@ -377,7 +378,7 @@ def read_entries(
     if limit is not None:
         query = query.limit(limit)
     try:
-        entries = session.execute(query).scalars().all()
+        entries = session.execute(query).all()
     except _UNREADABLE as error:
         found = check(session)
         raise Damaged(found.seq if found and found.seq is not None else 0, _UNREADABLE_SENTENCE) from error
@@ -507,5 +508,4 @@ def _check_pruned(session: Session, pruned: Sequence[int], claims: Mapping[int, 
 
 
 def _rows(session: Session, page: int) -> Iterator[Any]:
-    columns = (_E.seq, _E.request_id, _E.event, _E.at, _E.body, _E.leaf_hash, _E.root, _E.peaks)
-    return iter(session.execute(select(*columns).order_by(_E.seq).execution_options(yield_per=page)))
+    return iter(session.execute(select(*_COLUMNS).order_by(_E.seq).execution_options(yield_per=page)))

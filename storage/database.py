@@ -113,38 +113,47 @@ _POSTGRESQL_GUARDS: Final = (
            RETURN NEW;
        END $$""",
     """CREATE OR REPLACE FUNCTION entry_check_change() RETURNS trigger LANGUAGE plpgsql AS $$
-       DECLARE is_pruning boolean := false;
        BEGIN
            IF TG_OP = 'UPDATE' AND OLD.body IS NOT NULL AND NEW.body IS NULL
                AND ROW(NEW.seq, NEW.request_id, NEW.event, NEW.at, NEW.leaf_hash, NEW.root, NEW.peaks)
                IS NOT DISTINCT FROM ROW(OLD.seq, OLD.request_id, OLD.event, OLD.at, OLD.leaf_hash, OLD.root, OLD.peaks)
            THEN
-               -- The row counts only while the entry that it names is the newest: in the transaction that wrote both.
-               EXECUTE 'SELECT EXISTS (SELECT 1 FROM ' || quote_ident(TG_TABLE_SCHEMA)
-                   || '.pruned WHERE seq = $1 AND apply_seq = (SELECT MAX(seq) FROM '
-                   || quote_ident(TG_TABLE_SCHEMA) || '.' || quote_ident(TG_TABLE_NAME) || '))'
-                   INTO is_pruning USING OLD.seq;
+               RETURN NEW;  -- if entry_check_pruned lets it
            END IF;
-           IF is_pruning THEN RETURN NEW; END IF;
            RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
                MESSAGE = 'the log only grows: ' || lower(TG_OP) || ' is refused';
        END $$""",
+    # For all rows of a statement at once: one by one, a thousand would take half a second.
+    # The row in "pruned" counts only while the entry that it names is the newest: in the transaction that wrote both.
+    """CREATE OR REPLACE FUNCTION entry_check_pruned() RETURNS trigger LANGUAGE plpgsql AS $$
+       DECLARE
+           is_wrong boolean;
+           place text := quote_ident(TG_TABLE_SCHEMA);
+       BEGIN
+           EXECUTE 'SELECT EXISTS (SELECT 1 FROM changed WHERE NOT EXISTS (SELECT 1 FROM ' || place
+               || '.pruned p WHERE p.seq = changed.seq AND p.apply_seq = (SELECT MAX(seq) FROM ' || place || '.entry)))'
+               INTO is_wrong;
+           IF is_wrong IS NOT FALSE THEN
+               RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
+                   MESSAGE = 'the log only grows: update is refused';
+           END IF;
+           RETURN NULL;
+       END $$""",
     f"""CREATE OR REPLACE FUNCTION pruned_check_now() RETURNS trigger LANGUAGE plpgsql AS $$
        DECLARE
-           is_right boolean;
+           is_wrong boolean;
            log text := quote_ident(TG_TABLE_SCHEMA) || '.entry';
        BEGIN
-           EXECUTE 'SELECT $1 < $2
-               AND EXISTS (SELECT 1 FROM ' || log || ' WHERE seq = $2 AND event = ''retention:apply''
-                   AND seq = (SELECT MAX(seq) FROM ' || log || '))
-               AND EXISTS (SELECT 1 FROM ' || log || ' WHERE seq = $1 AND body IS NOT NULL
-                   AND NOT {_KEPT.replace("'", "''")})'
-               INTO is_right USING NEW.seq, NEW.apply_seq;
-           IF is_right IS NOT TRUE THEN
+           EXECUTE 'SELECT EXISTS (SELECT 1 FROM added WHERE NOT (added.seq < added.apply_seq
+               AND EXISTS (SELECT 1 FROM ' || log || ' e WHERE e.seq = added.apply_seq AND e.event = ''retention:apply''
+                   AND e.seq = (SELECT MAX(seq) FROM ' || log || '))
+               AND EXISTS (SELECT 1 FROM ' || log || ' e WHERE e.seq = added.seq AND e.body IS NOT NULL
+                   AND NOT {_KEPT.replace("'", "''")})))' INTO is_wrong;
+           IF is_wrong IS NOT FALSE THEN
                RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
                    MESSAGE = 'the log only grows: this cannot be pruned now';
            END IF;
-           RETURN NEW;
+           RETURN NULL;
        END $$""",
     """CREATE OR REPLACE FUNCTION pruned_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
        BEGIN
@@ -157,8 +166,10 @@ _POSTGRESQL_GUARDS: Final = (
        FOR EACH STATEMENT EXECUTE FUNCTION entry_refuse()""",
     """CREATE OR REPLACE TRIGGER entry_only_next BEFORE INSERT ON entry
        FOR EACH ROW EXECUTE FUNCTION entry_check_next()""",
-    """CREATE OR REPLACE TRIGGER pruned_only_now BEFORE INSERT ON pruned
-       FOR EACH ROW EXECUTE FUNCTION pruned_check_now()""",
+    """CREATE OR REPLACE TRIGGER entry_only_pruned AFTER UPDATE ON entry REFERENCING NEW TABLE AS changed
+       FOR EACH STATEMENT EXECUTE FUNCTION entry_check_pruned()""",
+    """CREATE OR REPLACE TRIGGER pruned_only_now AFTER INSERT ON pruned REFERENCING NEW TABLE AS added
+       FOR EACH STATEMENT EXECUTE FUNCTION pruned_check_now()""",
     """CREATE OR REPLACE TRIGGER pruned_no_change BEFORE UPDATE OR DELETE ON pruned
        FOR EACH ROW EXECUTE FUNCTION pruned_refuse()""",
     """CREATE OR REPLACE TRIGGER pruned_no_truncate BEFORE TRUNCATE ON pruned
@@ -167,13 +178,14 @@ _POSTGRESQL_GUARDS: Final = (
     "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_no_change",
     "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_no_truncate",
     "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_only_next",
+    "ALTER TABLE entry ENABLE ALWAYS TRIGGER entry_only_pruned",
     "ALTER TABLE pruned ENABLE ALWAYS TRIGGER pruned_only_now",
     "ALTER TABLE pruned ENABLE ALWAYS TRIGGER pruned_no_change",
     "ALTER TABLE pruned ENABLE ALWAYS TRIGGER pruned_no_truncate",
 )
 _POSTGRESQL_GUARDS_STANDING: Final = """
     SELECT count(*) FROM pg_trigger WHERE tgrelid IN ('entry'::regclass, 'pruned'::regclass) AND tgenabled = 'A'
-    AND tgname IN ('entry_no_change', 'entry_no_truncate', 'entry_only_next',
+    AND tgname IN ('entry_no_change', 'entry_no_truncate', 'entry_only_next', 'entry_only_pruned',
         'pruned_only_now', 'pruned_no_change', 'pruned_no_truncate')"""
 
 
@@ -248,7 +260,7 @@ class Database:
             if self.kind == "sqlite":
                 for statement in _SQLITE_GUARDS:
                     connection.exec_driver_sql(statement)
-            elif connection.scalar(text(_POSTGRESQL_GUARDS_STANDING)) != 6:
+            elif connection.scalar(text(_POSTGRESQL_GUARDS_STANDING)) != 7:
                 for statement in _POSTGRESQL_GUARDS:
                     connection.exec_driver_sql(statement)
 

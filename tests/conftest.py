@@ -108,7 +108,7 @@ _EMPTY: Final = "; ".join(
         *(f'DELETE FROM "{table.name}"' for table in reversed(SQLModel.metadata.sorted_tables)),
         *(
             f"ALTER TABLE entry ENABLE ALWAYS TRIGGER {guard}"
-            for guard in ("entry_no_change", "entry_no_truncate", "entry_only_next")
+            for guard in ("entry_no_change", "entry_no_truncate", "entry_only_next", "entry_only_pruned")
         ),
         *(
             f"ALTER TABLE pruned ENABLE ALWAYS TRIGGER {guard}"

@@ -276,7 +276,6 @@ def _sound(session: Session, ranges: Ranges) -> Iterable[Record]:
         for start in range(first, last + 1, _SOME):
             end = min(start + _SOME - 1, last)
             yield from audit.read_entries(session, after=start - 1, until_seq=end)
-            session.expunge_all()
 
 
 def _parts(rows: Sequence[Any]) -> tuple[Part, ...]:
