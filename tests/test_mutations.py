@@ -428,6 +428,12 @@ def late_head(m: Mutant) -> Expected:
     return Expected((Kind.LATE_ANCHOR,), (first,), later=timedelta(hours=1))
 
 
+def no_heads_at_all(m: Mutant) -> Expected:
+    """All heads thrown away, so that none can tell of another history."""
+    m.raw.execute("DELETE FROM signed_head")
+    return expect(Kind.UNKNOWN_SIGNATURE, m.size - 1)
+
+
 def late_time(m: Mutant) -> Expected:
     """A head that was stored much later than what it covers was written."""
     heads = m.raw.execute("SELECT id, size, at FROM signed_head WHERE reason = 'entry' ORDER BY id").fetchall()
@@ -874,7 +880,15 @@ MUTATIONS: Final[tuple[Callable[[Mutant], Expected], ...]] = (
     *(deleted, deleted_and_moved_up, deleted_and_written_anew, swapped, swapped_and_written_anew),
     *(doubled, doubled_and_written_anew, put_in, cut, cut_with_heads, cut_and_tables_set_back),
     *(signature_bit, other_root_without_key, strangers_head, forked_head, second_head_of_a_size, another_logs_head),
-    *(heads_in_another_order, head_column, no_head, late_head, late_time, a_key_that_vouches_for_itself),
+    *(
+        heads_in_another_order,
+        head_column,
+        no_head,
+        no_heads_at_all,
+        late_head,
+        late_time,
+        a_key_that_vouches_for_itself,
+    ),
     *(request_column, request_column, request_column, request_column, request_version, never_due),
     *(request_row_gone, request_row_more, other_column, other_column, other_column, other_row_gone, other_row_more),
     *(review_out_of_nothing, self_approval, strangers_approval, approved_twice, quorum_raised, approval_left_out),

@@ -67,9 +67,13 @@ def check_database(
     unchecked = []
     keys = trusted(session, keys, replay)
     heads = check_heads(session, findings, keys, walk, replay)
-    if not heads:
+    is_known = any(key.kind == standalone.LOG_KEY for key in keys)
+    if not heads and is_known and walk.size:
+        # Attack: the whole log written anew, and the heads that would show it thrown away.
+        findings.add(Kind.UNKNOWN_SIGNATURE, walk.size - 1, "The log has a key, and no head of it is signed.")
+    elif not heads:
         unchecked.append("The log has no signed heads.")
-    elif not any(key.kind == 1 for key in keys):
+    elif not is_known:
         unchecked.append("The log's key is not known here (--vkey): who signed its heads was not checked.")
     for where, note in kept:
         standalone.compare_kept(findings, note, where, walk.roots.get, walk.size)
