@@ -1887,7 +1887,7 @@ class Verifier:
             export = self._export(file, [head.size for head in heads.values()], keep=has_proofs)
         if export.header is None:
             return self._report(export)
-        joined = self._consistency(files, names, heads, export)
+        joined = self._consistency(files, names, {note for _, note in notes}, heads, export)
         self._heads(notes, heads, export)
         evidence = Evidence(self.findings, self._keys, self._rotations, export.leaves or Leaves())
         for name in proofs:
@@ -1940,7 +1940,7 @@ class Verifier:
             self.findings.add(Kind.ALTERED, None, "bundle.json says another head than entries.jsonl.")
 
     def _consistency(
-        self, files: Files, names: set[str], heads: Mapping[str, SignedHead], export: Export
+        self, files: Files, names: set[str], notes: set[bytes], heads: Mapping[str, SignedHead], export: Export
     ) -> dict[int, bytes]:
         """Follow the proofs between heads; return the roots that lead to the export's head."""
         assert export.header is not None  # noqa: S101 - the caller looked
@@ -1951,11 +1951,14 @@ class Verifier:
             if not name.startswith("consistency/"):
                 continue
             try:
-                old, proof, newer = _read_consistency(files.read(name))
+                old, proof, note = _read_consistency(files.read(name))
+                newer = read_note(note)
             except ValueError as error:
                 self.findings.add(Kind.UNREADABLE, None, f"{name}: {error}.")
                 continue
             new = newer.size
+            if note not in notes:
+                self.findings.add(Kind.ALTERED, None, f"The head in {name} is none of those in the bundle.")
             if (
                 old not in known
                 or known.get(new) != newer.root
@@ -2075,13 +2078,13 @@ def _each_proof(file: IO[bytes]) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def _read_consistency(text: bytes) -> tuple[int, list[bytes], SignedHead]:
+def _read_consistency(text: bytes) -> tuple[int, list[bytes], bytes]:
     """Read that one head extends another, as it is put to a witness (C2SP tlog-witness). ValueError."""
     head, blank, note = text.partition(b"\n\n")
     first, *lines = head.decode("ascii", "replace").split("\n")
     if not blank or not first.startswith("old ") or not _SIZE.fullmatch(first[4:]):
         raise ValueError("it does not prove that one head extends another")
-    return int(first[4:]), [_decode(line) for line in lines], read_note(note)
+    return int(first[4:]), [_decode(line) for line in lines], note
 
 
 def _read_proof(text: bytes) -> tuple[int, list[str], bytes]:
