@@ -160,12 +160,12 @@ def _copy(name: str) -> Copy:
         names = ", ".join(log.copies) if log is not None and log.copies else "none"
         raise Refused(f"The policy has no copy called {name}; its copies are: {names}.")
     rule = log.copies[name]
+    if FOLLOWERS[rule.kind].is_notary:
+        raise Refused(f"{name} keeps no entries; it testifies to heads, which “breakglass verify” checks.")
     try:
         found = FOLLOWERS[rule.kind].build(Place(name, log.origin, rule.settings, os.environ))
     except CopyTrouble as trouble:
         raise Unavailable(str(trouble)) from None
-    if FOLLOWERS[rule.kind].is_notary or isinstance(found, Notary):
-        raise Refused(f"{name} keeps no entries; it testifies to heads, which “breakglass verify” checks.")
-    if not found.is_readable:
+    if isinstance(found, Notary) or not found.is_readable:
         raise Refused(f"What {name} holds cannot be read back from here: compare where it is kept.")
     return found

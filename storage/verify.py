@@ -410,6 +410,13 @@ def compare_with_copy(database: Database, copy: Copy, findings: Findings) -> Com
             elif stored[1] != item.leaf_hash or (item.body is not None and stored[0] not in (None, item.body)):
                 differing.append(item.seq)
     size = _size(database)
+    acknowledged = _acknowledged(database, copy.name)
+    if acknowledged >= expected:
+        findings.add(
+            Kind.TRUNCATED,
+            expected,
+            f"The copy {copy.name} acknowledged entry {acknowledged}, and does not have this one any more.",
+        )
     _name_missing(findings, copy.name, [seq for seq in missing if seq < size], [seq for seq in missing if seq >= size])
     _name_differing(findings, copy.name, differing, min(size, expected))
     return Comparison(expected, max(0, size - expected))
@@ -457,6 +464,13 @@ def _bodies(database: Database, first: int, last: int) -> dict[int, tuple[object
     query = text("SELECT seq, body, leaf_hash FROM entry WHERE seq >= :first AND seq <= :last")
     with database.read() as session:
         return {seq: (body, leaf) for seq, body, leaf in session.execute(query, {"first": first, "last": last})}
+
+
+def _acknowledged(database: Database, name: str) -> int:
+    query = text("SELECT seq FROM feed WHERE follower = :name AND request_id = '*'")
+    with database.read() as session:
+        found = session.execute(query, {"name": name}).scalar()
+    return found if isinstance(found, int) else -1
 
 
 def _size(database: Database) -> int:
