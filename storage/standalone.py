@@ -275,44 +275,51 @@ class Peaks:
         return folded
 
 
+def proof_text(steps: Iterable[str]) -> bytes:
+    """Give a proof as :class:`Paths` reads it: as it stands between the brackets of a JSONL export."""
+    return ",".join(f'"{step}"' for step in steps).encode()
+
+
 class Paths:
     """Follows inclusion proofs to one root (RFC 9162, 2.1.3.2); what neighbours have in common is hashed once."""
+
+    STEP: ClassVar[int] = 67  # characters of a step: the hash in hexadecimal, its quotes, the comma
 
     def __init__(self, size: int, root: bytes) -> None:
         self.size = size
         self.root = root
-        self._proof: Sequence[str] = ()
-        self._nodes: dict[int, tuple[int, int, bytes]] = {}  # by how many steps are left
+        self._proof = b""
+        self._nodes: dict[int, tuple[int, int, bytes]] = {}  # by how much of the proof is left
 
-    def leads(self, leaf: bytes, index: int, proof: Sequence[str]) -> bool:
-        """Whether the leaf stands at ``index`` under the root; ``proof`` in lower-case hexadecimal."""
+    def leads(self, leaf: bytes, index: int, proof: bytes) -> bool:
+        """Whether the leaf stands at ``index`` under the root; ``proof`` in the form of :func:`proof_text`."""
         if not 0 <= index < self.size:
             return False
         position, last, folded = index, self.size - 1, leaf
-        count, known = len(proof), self._proof
+        known, nodes = self._proof, self._nodes
         follow: list[tuple[int, tuple[int, int, bytes]]] = []
-        for at in range(count):
-            left = count - at
+        for at in range(0, len(proof), self.STEP):
+            left = len(proof) - at
             node = (position, last, folded)
             # The same node with the same steps above it was followed to the root already.
-            if self._nodes.get(left) == node and proof[at:] == known[len(known) - left :]:
+            if nodes.get(left) == node and known.endswith(proof[at:]):
                 break
             if last == 0:
                 return False
             follow.append((left, node))
-            step = bytes.fromhex(proof[at])
+            step = bytes.fromhex(proof[at + 1 : at + 65].decode())
             if position & 1 or position == last:
-                folded = node_hash(step, folded)
+                folded = sha256(b"\x01" + step + folded).digest()
                 while position and not position & 1:
                     position, last = position >> 1, last >> 1
             else:
-                folded = node_hash(folded, step)
+                folded = sha256(b"\x01" + folded + step).digest()
             position, last = position >> 1, last >> 1
         else:
             if last or folded != self.root:
                 return False
-            self._nodes.clear()
-        self._nodes.update(follow)
+            nodes.clear()
+        nodes.update(follow)
         self._proof = proof
         return True
 
@@ -705,6 +712,7 @@ MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
 # fmt: on
 _OPEN: Final = "request:open"
 _ISSUING: Final = frozenset({"credential:reveal", "credential:token", "credential:issue", "credential:reissue"})
+_FINAL: Final = frozenset({"denied", "withdrawn", "lapsed", "failed", "reviewed"})
 _OVER: Final = frozenset({"ending", "ended", "reviewed"})
 _USES: Final = ("command:", "session:")  # what was done with a credential, as captured
 _CLOSE: Final = "request:close"
@@ -801,14 +809,17 @@ class Case:
 class Replay:
     """Plays the entries again, in order, and finds what the rules do not allow.
 
-    ``is_whole``: every request's first entry is at hand, so that one without an opening is a finding. ``rules``: judge;
-    else the requests are only rebuilt.
+    ``is_whole``: every request's first entry is at hand, so that one without an opening is a finding.
+    ``keeps_details``: keep what is compared with tables, also of requests that are over.
     """
 
-    def __init__(self, findings: Findings, *, is_whole: bool, slack: timedelta = SLACK) -> None:
+    def __init__(
+        self, findings: Findings, *, is_whole: bool, slack: timedelta = SLACK, keeps_details: bool = True
+    ) -> None:
         self.findings = findings
         self.is_whole = is_whole
         self.slack = slack
+        self._keeps_details = keeps_details
         self.cases: dict[str, Case] = {}
         self.rotations: list[Rotation] = []
         self._holes: list[int] = []  # entries that are missing or cannot be relied on, in order
@@ -837,7 +848,7 @@ class Replay:
     def take(self, seq: int, entry: Mapping[str, Any], leaf: bytes) -> None:
         """Take the next entry, as :func:`read_body` gave it."""
         at = entry["at"]
-        if at > self._latest or self._is_back(seq, at):
+        if at >= self._latest or self._is_back(seq, at):
             self._latest = at
         name = entry.get("request")
         if name is None:
@@ -931,6 +942,8 @@ class Replay:
         case.state = target
         case.version = version if type(version) is int else case.version + 1
         case.at = at
+        if target in _FINAL and not self._keeps_details:
+            case.grants, case.decisions, case.approvers, case.custodians = {}, [], [], None
 
     def _wrong_version(self, seq: int, case: Case, version: object) -> None:
         expected = case.version + 1
@@ -972,7 +985,8 @@ class Replay:
     def _open(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         custodians, threshold = data.get("custodians"), data.get("threshold")
         case.requester, case.team = entry["actor"]["person"], entry["actor"]["team"]
-        case.opened, case.policy, case.opened_at = dict(data), entry.get("policy"), entry["at"]
+        case.opened = dict(data) if self._keeps_details else {}
+        case.policy, case.opened_at = entry.get("policy"), entry["at"]
         case.asked_seconds, case.lapse = _count(data.get("asked_seconds")), read_data_time(data.get("lapse_at"))
         if type(custodians) is list and custodians and all(type(name) is str for name in custodians):
             case.custodians = tuple(custodians)
@@ -1145,7 +1159,8 @@ class Replay:
             self._find(Kind.MALFORMED, seq, "It does not say until when the review is due.", case)
 
     def _review(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        case.review = (entry["actor"]["team"], entry["actor"]["person"], dict(data), entry["at"])
+        if self._keeps_details:
+            case.review = (entry["actor"]["team"], entry["actor"]["person"], dict(data), entry["at"])
         answers = ("threshold_met", "standard_path_enough", "used_as_stated")
         if not all(type(data.get(name)) is bool for name in answers) or not data.get("findings"):
             self._find(Kind.MALFORMED, seq, "It does not answer all that a review must.", case)
@@ -1280,8 +1295,9 @@ class EntryLine(NamedTuple):
     seq: int
     body: str | None  # None: it was pruned
     leaf: bytes
-    proof: Sequence[str]
+    proof: bytes  # proof_text
     cells: Sequence[str] | None = None  # of a CSV row
+    is_whole: bool = False  # the leaf is that of the body: it was computed from it
 
 
 class ClosingLine(NamedTuple):
@@ -1385,7 +1401,7 @@ class Export:
         if is_next:
             self._last = (line.seq, None)
         is_sound = False
-        if line.body is not None and line.leaf != leaf_hash(line.body.encode()):
+        if not line.is_whole and line.body is not None and line.leaf != leaf_hash(line.body.encode()):
             self._find(Kind.ALTERED, line.seq, "Its body or its leaf hash was changed: they do not belong together.")
         elif not self._paths.leads(line.leaf, line.seq, line.proof):
             self._find(Kind.ALTERED, line.seq, "Its proof does not lead to the head: it is not this entry of this log.")
@@ -1568,7 +1584,6 @@ def _read_json(line: bytes) -> dict[str, Any]:
 
 _PROOF: Final = re.compile(rb'(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*)?')
 _SEQ: Final = re.compile(rb"(?:0|[1-9][0-9]{0,18})\}\n")
-_STEP: Final = 67  # characters of a step in a proof: the hash, its quotes, the comma
 
 
 class _JsonLines:
@@ -1591,35 +1606,37 @@ class _JsonLines:
                 return found
         return _read_jsonl(line)
 
-    def _parts(self, body: bytes, leaf: bytes, proof: bytes, seq: bytes) -> EntryLine | None:
+    def _parts(self, literal: bytes, leaf: bytes, proof: bytes, seq: bytes) -> EntryLine | None:
         """Read the parts of a line that is written as an export writes; None for any other."""
-        if not _SEQ.fullmatch(seq) or not self._is_proof(proof):
-            return None
-        try:
-            literal = body.decode("ascii")
-            words, end = json.decoder.scanstring(literal, 1)  # type: ignore[attr-defined]
-            leaf_words = leaf.decode("ascii")
-            if end != len(literal) or encode_basestring_ascii(words) != literal or not _HASH.fullmatch(leaf_words):
+        body = literal[1:-1]
+        quotes = body.count(b'"')
+        # Nothing in it is escaped but quotes, and all of them are: most bodies are so.
+        if quotes == body.count(b"\\") == body.count(b'\\"') and literal[-1:] == b'"' and literal.isascii():
+            body = body.replace(b'\\"', b'"')
+        else:
+            try:
+                words, end = json.decoder.scanstring(literal.decode("ascii"), 1)  # type: ignore[attr-defined]
+                body = words.encode()
+            except ValueError:
                 return None
-            words.encode()
-        except ValueError:
+            if end != len(literal) or encode_basestring_ascii(words).encode() != literal:
+                return None
+        hashed = sha256(b"\x00" + body).digest()
+        if hashed.hex().encode() != leaf or not _SEQ.fullmatch(seq) or not self._is_proof(proof):
             return None
         number = int(seq[:-2])
-        if number >= 1 << 63:
-            return None
-        steps = proof[1:-1].decode("ascii").split('","') if proof else []
-        return EntryLine(number, words, bytes.fromhex(leaf_words), steps)
+        return EntryLine(number, body.decode(), hashed, proof, None, True) if number < 1 << 63 else None
 
     def _is_proof(self, proof: bytes) -> bool:
-        known = self._proof
-        is_good = False
-        if len(proof) == len(known):
-            for cut in (_STEP, 2 * _STEP, 4 * _STEP):
-                if cut < len(proof) and proof[cut:] == known[cut:]:
-                    is_good = proof[cut - 1 : cut] == b"," and _PROOF.fullmatch(proof, 0, cut - 1) is not None
+        """Whether it is the text of a proof; of what the one before had as well only the beginning is looked at."""
+        known, step, end = self._proof, Paths.STEP, len(proof)
+        if end == len(known):
+            for cut in (step, 2 * step, 4 * step):
+                if cut < end and known.endswith(proof[cut:]):
+                    end = cut if proof[cut - 1 : cut] == b"," else 0
                     break
-            else:
-                is_good = _PROOF.fullmatch(proof) is not None
+        if end < len(proof):
+            is_good = end > 0 and _PROOF.fullmatch(proof, 0, end - 1) is not None
         else:
             is_good = _PROOF.fullmatch(proof) is not None
         if is_good:
@@ -1637,7 +1654,9 @@ def _read_jsonl(line: bytes) -> EntryLine | ClosingLine:
     if not isinstance(body, (str, type(None))) or not isinstance(proof, list):
         raise ValueError("its body or its proof is of the wrong kind")  # noqa: TRY004 - all that is wrong is ValueError
     _encode(body or "")
-    return EntryLine(_number(members["seq"]), body, bytes.fromhex(_hash(members["leaf"])), tuple(map(_hash, proof)))
+    return EntryLine(
+        _number(members["seq"]), body, bytes.fromhex(_hash(members["leaf"])), proof_text(map(_hash, proof))
+    )
 
 
 def _read_row(line: bytes) -> list[str]:
@@ -1670,7 +1689,7 @@ def _read_csv(line: bytes) -> EntryLine | ClosingLine:
     if not _SIZE.fullmatch(people[0]):
         raise ValueError("it is neither an entry nor the closing row")
     _encode(body)
-    steps = tuple(map(_hash, proof.split(" "))) if proof else ()
+    steps = proof_text(map(_hash, proof.split(" "))) if proof else b""
     return EntryLine(_number(int(people[0])), body or None, bytes.fromhex(_hash(leaf)), steps, people)
 
 
@@ -1830,7 +1849,9 @@ class Verifier:
         kept = [head.size for head in map(_read_quietly, (note for _, note in self._kept)) if head is not None]
 
         def begin(header: Header) -> None:
-            self._replay = Replay(self.findings, is_whole=header.since is None) if self._rules else None
+            self._replay = (
+                Replay(self.findings, is_whole=header.since is None, keeps_details=False) if self._rules else None
+            )
 
         def take(seq: int, entry: dict[str, Any], leaf: bytes) -> None:
             if self._replay is not None:
@@ -2056,7 +2077,7 @@ class Evidence:
             self._findings.add(Kind.UNREADABLE, None, f"{where}: {error}.")
             return
         leaf = self._leaves.get(seq) if body is None else leaf_hash(body)
-        if leaf is None or not self._paths.leads(leaf, seq, steps):
+        if leaf is None or not self._paths.leads(leaf, seq, proof_text(steps)):
             self._findings.add(Kind.ALTERED, seq, f"{where} does not lead from this entry to the head in it.")
 
 

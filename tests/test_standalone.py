@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from storage import audit, checkpoint, export, merkle, standalone
 from storage.audit import SYSTEM, Actor
 from storage.checkpoint import Algorithm, Checkpoint
+from storage.models import FINAL
 from storage.signers import KeySigner
 from storage.standalone import Findings, Heads, Kind, Rotation, Seen
 from storage.verify import verify_file
@@ -51,6 +52,7 @@ def test_its_moves_are_those_of_the_table() -> None:
         for (_, action), move in TRANSITIONS.items()
     }
     assert moves == standalone.MOVES
+    assert standalone._FINAL == {state.value for state in FINAL}
 
 
 def test_it_needs_nothing_but_python_and_cryptography() -> None:
@@ -344,18 +346,20 @@ def test_proofs_are_followed_as_by_the_tree() -> None:
     for size in range(1, 34):
         leaves = [merkle.leaf_hash(bytes([n])) for n in range(size)]
         tree = merkle.Tree(leaves)
-        proofs = [[step.hex() for step in tree.inclusion(n)] for n in range(size)]
+        steps = [[step.hex() for step in tree.inclusion(n)] for n in range(size)]
+        proofs = [standalone.proof_text(one) for one in steps]
         for order in (list(range(size)), rng.sample(range(size), size)):
             paths = standalone.Paths(size, tree.root)
             for index in order:
                 assert paths.leads(leaves[index], index, proofs[index])
                 assert not paths.leads(leaves[index], index + 1, proofs[index])
                 assert not paths.leads(leaves[index - 1], index, proofs[index]) or size == 1
-                assert not paths.leads(leaves[index], index, [*proofs[index], "0" * 64])
-                for at in range(len(proofs[index])):
-                    wrong = [*proofs[index][:at], "0" * 64, *proofs[index][at + 1 :]]
-                    assert not paths.leads(leaves[index], index, wrong)
-                assert not paths.leads(leaves[index], index, proofs[index][:-1]) or not proofs[index]
+                assert not paths.leads(leaves[index], index, standalone.proof_text([*steps[index], "0" * 64]))
+                for at in range(len(steps[index])):
+                    wrong = [*steps[index][:at], "0" * 64, *steps[index][at + 1 :]]
+                    assert not paths.leads(leaves[index], index, standalone.proof_text(wrong))
+                short = standalone.proof_text(steps[index][:-1])
+                assert not paths.leads(leaves[index], index, short) or not steps[index]
                 assert paths.leads(leaves[index], index, proofs[index])
             assert not standalone.Paths(size, b"0" * 32).leads(leaves[0], 0, proofs[0])
         for old in range(size + 1):
