@@ -52,7 +52,7 @@ def test_its_moves_are_those_of_the_table() -> None:
         for (_, action), move in TRANSITIONS.items()
     }
     assert moves == standalone.MOVES
-    assert standalone._FINAL == {state.value for state in FINAL}
+    assert {state.value for state in FINAL} == standalone._FINAL
 
 
 def test_it_needs_nothing_but_python_and_cryptography() -> None:
