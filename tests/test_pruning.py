@@ -414,3 +414,15 @@ def test_attack_words_in_the_row_of_a_pruned_entry(database: Database, tmp_path:
     (tmp_path / "forged.csv").write_bytes(b"".join(lines))
     (finding,) = verify_file(tmp_path / "forged.csv").findings
     assert finding == (1, "Its body was pruned, and its readable columns say something.")
+
+
+def test_a_claim_is_what_the_written_format_says(database: Database) -> None:
+    """The hash over the columns of pruned entries can be computed from the words of FORMAT.md alone."""
+    with database.write() as session:
+        audit.append(session, event="command:run", at=NOW, actor=CARL, request_id="BG-1")
+        audit.append(session, event="log:export", at=NOW, actor=CARL)
+    with database.read() as session:
+        one, two = (record.leaf_hash.hex() for record in audit.read_entries(session))
+        claimed = pruning.claim(session, ((0, 1),))
+    lines = f"0 2026-03-01T02:00:00.000000Z command:run BG-1 {one}\n1 2026-03-01T02:00:00.000000Z log:export - {two}\n"
+    assert claimed.data() == {"count": 2, "ranges": [[0, 1]], "sha256": sha256(lines.encode()).hexdigest()}

@@ -22,7 +22,9 @@ from storage.models import FINAL, Entry, Feed, Request, SignedHead, State
 from workflows import policy as rules
 from workflows import retention
 from workflows.errors import Conflict, Invalid, NotAllowed
+from workflows.lifecycle import Action
 from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT, RELEASE, Confirmed, Plan, RetentionDesk, holds
+from workflows.retention_rules import CLASSES
 from workflows.vault import Vault
 
 if TYPE_CHECKING:
@@ -623,6 +625,14 @@ def test_the_section_says_how_long_each_class_is_kept() -> None:
     assert both == two.longer(one)
     kept = {noun: both.keep(noun).days for noun in ("command", "log", "review", "request")}
     assert kept == {"command": 20, "log": 500, "review": 100, "request": 200}
+
+
+def test_the_classes_are_documented() -> None:
+    """POLICY.md names exactly the classes that a policy can give a time, and every noun of a move is one."""
+    text = (POLICY.parents[2] / "workflows" / "POLICY.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"other times by class of entry: (.*) \|", text)
+    assert tuple(re.findall(r"`([a-z]+)`", listed)) == CLASSES
+    assert {pruning.noun(action) for action in Action} <= set(CLASSES)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
