@@ -18,7 +18,10 @@ from test_audit import unguarded
 from bot.cli import main
 from storage import audit, pruning
 from storage.audit import SYSTEM, Actor, Damaged, Record, append
+from storage.followers import FOLLOWERS, Item, Place
 from storage.models import FINAL, Entry, Feed, Request, SignedHead, State
+from storage.standalone import Findings
+from storage.verify import compare_with_copy
 from workflows import policy as rules
 from workflows import retention
 from workflows.errors import Conflict, Invalid, NotAllowed
@@ -678,3 +681,25 @@ def test_the_command_line_holds_and_releases(shell: World, capsys: pytest.Captur
     assert main(["retention", "release", request_id]) == 0
     assert main(["retention", "holds"]) == 0
     assert "No request is under legal hold." in capsys.readouterr().out
+
+
+def test_a_pruned_log_verifies_in_every_way(shell: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a pruning the database, exports and a bundle verify, and a copy outside that has the words fits."""
+    shell.request()
+    with shell.database.read() as session:
+        columns = (Entry.seq, Entry.body, Entry.leaf_hash)
+        items = [Item(*row) for row in session.exec(select(*columns).order_by(Entry.seq))]
+    copy = FOLLOWERS["file"].build(Place("archive", "log.example.com/x", {"path": str(tmp_path / "copy")}, {}))
+    assert copy.deliver(items, None, now=NOW) == 1
+    shell.request(NOW - timedelta(days=1))
+    assert shell.prune().pruned == 2
+    findings = Findings(50)
+    compared = compare_with_copy(shell.database, copy, findings)
+    assert compared.entries == 2
+    assert findings == []
+    assert main(["verify"]) == 0
+    for form in ("jsonl", "csv", "bundle"):
+        file = tmp_path / f"log.{'zip' if form == 'bundle' else form}"
+        assert main(["export", "--format", form, "-o", str(file)]) == 0
+        assert main(["verify", str(file)]) == 0
+    capsys.readouterr()
