@@ -19,7 +19,7 @@ import hashlib
 import itertools
 import re
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -37,7 +37,7 @@ from storage.reports.story import About, Period, Row, Story, Teller, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import IO, BinaryIO
+    from typing import IO, BinaryIO, Self
 
     from sqlmodel import Session
 
@@ -97,9 +97,11 @@ def write(
     Raises :class:`storage.audit.Damaged`; whatever ``out.write`` raises passes through.
     """
     try:
-        return _Bundle(session, out, selection, size=size, names=names, progress=progress).write(
-            with_policy=selection.request_id is None if with_policy is None else with_policy, with_pdf=with_pdf
-        )
+        begun = _Bundle(session, out, selection, size=size, names=names, progress=progress)
+        with begun.box:
+            return begun.write(
+                with_policy=selection.request_id is None if with_policy is None else with_policy, with_pdf=with_pdf
+            )
     except (TypeError, ValueError) as error:
         found = audit.check(session)
         if found is None:
@@ -140,7 +142,6 @@ class _Bundle:
     ) -> None:
         self._session = session
         self._selection = selection
-        self._box = _Box(out)
         self._names = _Names(names)
         self._missing: list[str] = []
         # 1. The head that everything stands at.
@@ -156,6 +157,7 @@ class _Bundle:
         self._progress = progress
         self._passes = 5 if self._head else 4
         self._done = 0
+        self.box = _Box(out)
 
     def write(self, *, with_policy: bool, with_pdf: bool) -> Summary:
         """Write all members, in this order."""
@@ -166,8 +168,8 @@ class _Bundle:
         about = self._about()
         loads = self._loads()
         request_ids = _requests(self._session, self._conditions)
-        self._box.put("bundle.json", audit.canonical(self._described(about, note_name, len(request_ids))) + b"\n")
-        with self._box.member("entries.jsonl", is_large=self._is_large) as member:
+        self.box.put("bundle.json", audit.canonical(self._described(about, note_name, len(request_ids))) + b"\n")
+        with self.box.member("entries.jsonl", is_large=self._is_large) as member:
             export.write(self._session, member, about.at, self._selection, self._tree, on_entry=self._step)  # type: ignore[arg-type]
         if self._head is not None:
             self._write_proofs()
@@ -179,16 +181,17 @@ class _Bundle:
         rows = self._write_requests(request_ids, about, loads, with_pdf=with_pdf)
         self._write_ocsf(about)
         self._write_period(rows, about, with_pdf=with_pdf)
-        self._box.put("controls.csv", controls.table(ledger))
-        self._box.put("controls.html", page.controls_page(ledger, about))
+        self.box.put("controls.csv", controls.table(ledger))
+        self.box.put("controls.html", page.controls_page(ledger, about))
         if self._names.known:
-            self._box.put("people.csv", documents.people(self._names.known))
-        self._box.put("certification.txt", documents.certification(about, self._box.hashes["entries.jsonl"]))
+            self.box.put("people.csv", documents.people(self._names.known))
+        self.box.put("certification.txt", documents.certification(about, self.box.hashes["entries.jsonl"]))
         if _STANDALONE.exists():
-            self._box.put("verify.py", _STANDALONE.read_bytes())
-        self._box.put("README.txt", documents.read_me(about, note_name, self._box.names(), tuple(self._missing)))
+            self.box.put("verify.py", _STANDALONE.read_bytes())
+        self.box.put("README.txt", documents.read_me(about, note_name, self.box.names(), tuple(self._missing)))
         # 5. The list of all of them, and the end.
-        self._box.close()
+        self.box.close()
+        self._progress(self._count * self._passes, self._count * self._passes)
         return Summary(self._count, len(request_ids), self._size, self._tree.root, note_name, tuple(self._missing))
 
     # What it stands at.
@@ -265,22 +268,22 @@ class _Bundle:
             stems.append(stem)
             notes.append(self._note_of(head.id)[0].note)
             name = f"heads/{stem}.note"
-            self._box.put(name, notes[-1])
+            self.box.put(name, notes[-1])
         for head, stem in zip(heads, stems, strict=True):
             self._write_anchors(head, stem)
         newest = {head.size: note for head, note in zip(heads, notes, strict=True)}
         for older, newer in itertools.pairwise(sorted(newest)):
             proof = proofs.consistency(self._session, older, newer)
             text = documents.add_checkpoint(older, proof, newest[newer])
-            self._box.put(f"consistency/{older:012}-{newer:012}.txt", text)
+            self.box.put(f"consistency/{older:012}-{newer:012}.txt", text)
         return name
 
     def _write_anchors(self, head: _Head, stem: str) -> None:
         _, stamped, tokens = self._note_of(head.id)
         if tokens:
-            self._box.put(f"anchors/{stem}.note", stamped)
+            self.box.put(f"anchors/{stem}.note", stamped)
         for follower, token in tokens:
-            self._box.put(f"anchors/{stem}-{_file(follower)}.tsr", token)
+            self.box.put(f"anchors/{stem}-{_file(follower)}.tsr", token)
 
     def _note_of(self, head_id: int) -> tuple[Any, bytes, list[tuple[str, bytes]]]:
         """Return a head with its cosignatures, the head as it was signed, and its time stamps."""
@@ -319,16 +322,16 @@ class _Bundle:
     def _write_proofs(self) -> None:
         if self._count <= MOST_PROOFS:
             for seq in self._seqs():
-                self._box.put(f"proofs/{seq:012}.tlog-proof", self._proof(seq))
+                self.box.put(f"proofs/{seq:012}.tlog-proof", self._proof(seq))
                 self._step()
             return
-        with self._box.member("proofs.txt", is_large=self._is_large) as member:
+        with self.box.member("proofs.txt", is_large=self._is_large) as member:
             for seq in self._seqs():
                 member.write(self._proof(seq))
                 self._step()
 
     def _write_table(self, ledger: controls.Ledger) -> None:
-        with self._box.member("entries.csv", is_large=self._is_large) as member:
+        with self.box.member("entries.csv", is_large=self._is_large) as member:
             member.write(export.BOM + export.csv_line(export.COLUMNS[:-3]))
             for row in self._entries():
                 record = _read(row)
@@ -342,7 +345,7 @@ class _Bundle:
 
     def _write_ocsf(self, about: About) -> None:
         mapper = Mapper(about.origin, self._names)
-        with self._box.member("ocsf.jsonl", is_large=self._is_large) as member:
+        with self.box.member("ocsf.jsonl", is_large=self._is_large) as member:
             for row in self._entries():
                 record = _read(row)
                 made: Iterable[Mapping[str, Any]] = (
@@ -388,14 +391,14 @@ class _Bundle:
         for policy_hash in sorted(wanted):
             text = "".join(text for _, text in sorted(parts.get(policy_hash, {}).items()))
             if hashlib.sha256(text.encode()).hexdigest() == policy_hash:
-                self._box.put(f"policy/{policy_hash}.yml", text.encode())
+                self.box.put(f"policy/{policy_hash}.yml", text.encode())
             else:
                 self._miss(f"The text of the policy {policy_hash} is not on record.")
         for seq in sorted(evidence):
             body = self._session.execute(select(_E.body).where(_E.seq == seq)).scalar_one()
-            self._box.put(f"policy/{seq:012}.json", body)
+            self.box.put(f"policy/{seq:012}.json", body)
             if self._head is not None:
-                self._box.put(f"policy/{seq:012}.tlog-proof", self._proof(seq))
+                self.box.put(f"policy/{seq:012}.tlog-proof", self._proof(seq))
 
     # Requests.
 
@@ -408,9 +411,9 @@ class _Bundle:
             story = self._story(request_id, loads)
             rows.append(row_of(story))
             stem = f"requests/{_file(request_id)}"
-            self._box.put(f"{stem}.html", page.request_page(story, about, self._names))
+            self.box.put(f"{stem}.html", page.request_page(story, about, self._names))
             if with_pdf:
-                self._box.put(f"{stem}.pdf", paper.request_paper(story, about, self._names))
+                self.box.put(f"{stem}.pdf", paper.request_paper(story, about, self._names))
         return rows
 
     def _may_draw(self, requests: int) -> bool:
@@ -440,12 +443,12 @@ class _Bundle:
         if about.is_one_request:
             return
         period = Period(rows, self._count)
-        with self._box.member("population.csv") as member:
+        with self.box.member("population.csv") as member:
             for line in documents.population(rows, self._names):
                 member.write(line)
-        self._box.put("period.html", page.period_page(period, about, self._names, _file))
+        self.box.put("period.html", page.period_page(period, about, self._names, _file))
         if with_pdf and paper.is_there():
-            self._box.put("period.pdf", paper.period_paper(period, about, self._names))
+            self.box.put("period.pdf", paper.period_paper(period, about, self._names))
 
 
 def _standing(session: Session, size: int | None) -> _Head | None:
@@ -545,6 +548,14 @@ class _Box:
     def __init__(self, out: BinaryIO) -> None:
         self._zip = zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED)
         self.hashes: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After an error, too: else the library would write the end when the file is closed already.
+        with suppress(OSError, ValueError):
+            self._zip.close()
 
     @contextmanager
     def member(self, name: str, *, is_large: bool = False) -> Iterator[_Member]:

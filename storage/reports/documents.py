@@ -138,8 +138,8 @@ func main() {
 	var index int64 = -1
 	var proof tlog.RecordProof
 	for _, line := range strings.Split(string(head), "\\n")[1:] {
-		if number, ok := strings.CutPrefix(line, "index "); ok {
-			index, err = strconv.ParseInt(number, 10, 64)
+		if strings.HasPrefix(line, "index ") {
+			index, err = strconv.ParseInt(line[6:], 10, 64)
 			check(err)
 		} else if !strings.HasPrefix(line, "extra ") {
 			proof = append(proof, hash(line))
@@ -245,7 +245,8 @@ def _signed_steps(note: str, members: Sequence[str]) -> str:
 
    {proofs}
    Each is a C2SP tlog-proof: hashes from the entry up, and the signed head {note}.
-   With Go and golang.org/x/mod (Debian: golang-go, golang-golang-x-mod-dev), save the program at the end as check.go:
+   With Go and golang.org/x/mod (Debian: golang-go and golang-golang-x-mod-dev, then export GO111MODULE=off and
+   GOPATH=/usr/share/gocode), save the program at the end as check.go:
 
    sed -n 2p entries.jsonl | jq -j .body > body    # the first entry's bytes
    go run check.go "KEY" body proofs/NUMBER.tlog-proof

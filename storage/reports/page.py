@@ -210,8 +210,8 @@ def _entries(story: Story) -> str:
         for name, cls in (("No.", ' class="n"'), ("Entry", ' class="n"'), ("When", ""), ("Who", ""), ("What", ""))
     )
     return (
-        '<div class="scroll" role="region" aria-label="Table of every entry" tabindex="0"><table><caption>In the order of the'
-        " log. The last line of each is its event and the leaf hash under which it stands in the log.</caption>"
+        f"{_scroll('every entry')}<caption>In the order of the log. The last line of each is its event, and the leaf "
+        "hash under which it stands in the log.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -311,9 +311,8 @@ def period_page(period: Period, about: About, names: Names, file: Callable[[str]
         ),
         _section(
             "All requests",
-            '<div class="scroll" role="region" aria-label="Table of all requests" tabindex="0"><table><caption>In the order of '
-            f"their first entries.</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-            + note,
+            f"{_scroll('all requests')}<caption>In the order of their first entries.</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{note}",
         ),
         _section(
             "How to check this page",
@@ -395,8 +394,16 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *,
         cells = "".join(f"<td{cls(place)}>{_e(cell)}</td>" for place, cell in enumerate(rest, start=1))
         lines.append(f'<tr><th scope="row">{_e(first)}</th>{cells}</tr>')
     return (
-        f'<div class="scroll{" few" if numbers else ""}" role="region" aria-label="Table: {_e(caption)}" tabindex="0"><table>'
-        f"<caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f"{_scroll(caption, is_narrow=bool(numbers))}<caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _scroll(name: str, *, is_narrow: bool = False) -> str:
+    """Begin a table that scrolls by itself, also by keyboard."""
+    return (
+        f'<div class="scroll{" few" if is_narrow else ""}" role="region" aria-label="Table: {_e(name)}" tabindex="0">'
+        "<table>"
     )
 
 
