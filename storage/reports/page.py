@@ -11,6 +11,7 @@ Rules
 from __future__ import annotations
 
 import html
+import re
 from typing import TYPE_CHECKING, Final
 
 from storage.reports import controls, timeline
@@ -69,6 +70,9 @@ h2{break-after:avoid}tr,figure,.figures li{break-inside:avoid}thead{display:tabl
 """.replace("\n", "")
 
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f]")
 
 
 # --- one request ---------------------------------------------------------------------------------------------------
@@ -417,5 +421,4 @@ def _yes(flag: bool | None) -> str:  # noqa: FBT001 - what the review ticked
 
 def _e(text: object) -> str:
     """Escape for text and for quoted attributes. Control characters, which HTML forbids, become visible."""
-    shown = "".join(char if char >= " " or char in "\n\t" else "\ufffd" for char in str(text))
-    return html.escape(shown, quote=True)
+    return html.escape(_CONTROL.sub("\ufffd", str(text)), quote=True)

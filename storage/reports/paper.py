@@ -407,7 +407,7 @@ class _Sheet:
                 line = drawn.row()
                 for place, cell in enumerate(row):
                     is_name = heads is None and place == 0
-                    line.cell(self.fit(_broken(cell)), style=FontFace(color=_SOFT) if is_name else None)
+                    line.cell(self.fit(cell), style=FontFace(color=_SOFT) if is_name else None)
         self.pdf.ln(1.5)
 
     def standing(self) -> None:
@@ -428,11 +428,6 @@ class _Sheet:
     def bytes(self) -> bytes:
         """Return the file."""
         return bytes(self.pdf.output())
-
-
-def _broken(text: str) -> str:
-    """Let a long word break: a hash or a login is wider than its column."""
-    return "".join(char if char >= " " or char in "\n\t" else _UNKNOWN for char in text)
 
 
 def _face(name: str) -> Path:
