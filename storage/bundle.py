@@ -147,8 +147,9 @@ class _Bundle:
         # 1. The head that everything stands at.
         self._head = _standing(session, size)
         self._size = self._head.size if self._head else audit.head(session).size if size is None else size
-        self._tree: Tree = export.tree_of(session, self._size)
-        if self._head is not None and self._note_of(self._head.id)[0].checkpoint.root != self._tree.root:
+        self._tree: Tree | None = export.tree_of(session, self._size)
+        self._root = self._tree.root
+        if self._head is not None and self._note_of(self._head.id)[0].checkpoint.root != self._root:
             raise audit.Damaged(self._size - 1, "The log up to here is not the one whose head was signed.")
         self._conditions = selection.conditions(session, self._size)
         self._count, self._first, self._last = session.execute(
@@ -170,11 +171,12 @@ class _Bundle:
         request_ids = _requests(self._session, self._conditions)
         self.box.put("bundle.json", audit.canonical(self._described(about, note_name, len(request_ids))) + b"\n")
         with self.box.member("entries.jsonl", is_large=self._is_large) as member:
-            export.write(self._session, member, about.at, self._selection, self._tree, on_entry=self._step)  # type: ignore[arg-type]
+            export.write(self._session, member, about.at, self._selection, self._whole, on_entry=self._step)  # type: ignore[arg-type]
         if self._head is not None:
             self._write_proofs()
         if with_policy:
             self._write_policies(loads)
+        self._tree = None  # its memory is wanted for the list of requests
         # 4. What follows from them, to be read.
         ledger = controls.Ledger()
         self._write_table(ledger)
@@ -192,7 +194,7 @@ class _Bundle:
         # 5. The list of all of them, and the end.
         self.box.close()
         self._progress(self._count * self._passes, self._count * self._passes)
-        return Summary(self._count, len(request_ids), self._size, self._tree.root, note_name, tuple(self._missing))
+        return Summary(self._count, len(request_ids), self._size, self._root, note_name, tuple(self._missing))
 
     # What it stands at.
 
@@ -205,7 +207,7 @@ class _Bundle:
             origin=origin,
             at=at or datetime(1970, 1, 1, tzinfo=UTC),  # of an empty log
             size=self._size,
-            root=self._tree.root.hex(),
+            root=self._root.hex(),
             selection=self._selection.members(),
             entries=self._count,
             has_names=self._names.is_asked,
@@ -316,8 +318,14 @@ class _Bundle:
         found: bytes = self._note_of(self._head.id)[0].note
         return found
 
+    @property
+    def _whole(self) -> Tree:
+        if self._tree is None:
+            raise ValueError("the proofs have been written already")
+        return self._tree
+
     def _proof(self, seq: int) -> bytes:
-        return write_proof(seq, self._tree.inclusion(seq), self._note)
+        return write_proof(seq, self._whole.inclusion(seq), self._note)
 
     def _write_proofs(self) -> None:
         if self._count <= MOST_PROOFS:
