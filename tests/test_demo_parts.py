@@ -24,7 +24,8 @@ from workflows.vault import Vault
 
 # Starts both, says their process ids, then waits to be ended.
 STARTER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 from bot.demo.parts import OpenBao, Postgres
 with Postgres(sys.argv[1] + "/pg") as pg, OpenBao(sys.argv[1] + "/bao") as bao:
     print(pg.pid, bao.pid, flush=True)
