@@ -54,6 +54,11 @@ _PAGE: Final = 1000
 _GONE: Final = "Its body is gone, and nothing in the log says that it was pruned."
 _E: Final[Any] = Entry  # its columns, in queries: SQLModel types them as the values
 _P: Final[Any] = Pruned
+_NEWEST: Final = "SELECT seq, peaks FROM entry ORDER BY seq DESC LIMIT 1"
+_INTO: Final = "INSERT INTO entry (seq, request_id, event, at, body, leaf_hash, root, peaks) VALUES"
+_INSERT_SQLITE: Final = f"{_INTO} (?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_POSTGRESQL: Final = f"{_INTO} (%s, %s, %s, %s, %s, %s, %s, %s)"
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _COLUMNS: Final = (_E.seq, _E.request_id, _E.event, _E.at, _E.body, _E.leaf_hash, _E.root, _E.peaks)
 
 
@@ -105,6 +110,19 @@ class Head:
     root: bytes
 
 
+class Appended(NamedTuple):
+    """What was appended: the row, as it was written."""
+
+    seq: int
+    request_id: str | None
+    event: str
+    at: datetime
+    body: bytes
+    leaf_hash: bytes
+    root: bytes
+    peaks: bytes
+
+
 class Finding(NamedTuple):
     """What is wrong, and at which entry (None: with the whole)."""
 
@@ -137,7 +155,7 @@ def append(
     policy: str | None = None,
     refused: str | None = None,
     data: Mapping[str, JSON] | None = None,
-) -> Entry:
+) -> Appended:
     """Append the next entry, inside :meth:`Database.write`.
 
     ``event`` is ``noun:verb``; ``source`` and ``target`` are the states before and after; ``refused`` is the error's
@@ -145,8 +163,10 @@ def append(
 
     Raises ValueError (naive time, malformed event or id, NaN, body above 60,000 bytes), TypeError (not JSON).
     """
-    last = session.execute(select(_E.seq, _E.peaks).order_by(_E.seq.desc()).limit(1)).first()
-    seq, peaks = (last.seq + 1, last.peaks) if last else (0, b"")
+    session.flush()  # what was written before stands before the entry
+    link = session.link
+    last = link.exec_driver_sql(_NEWEST).first()
+    seq, peaks = (last[0] + 1, last[1]) if last else (0, b"")
     body = encode(
         seq=seq,
         event=event,
@@ -162,18 +182,14 @@ def append(
     )
     leaf = merkle.leaf_hash(body)
     peaks = merkle.push(peaks, seq, leaf)
-    entry = Entry(
-        seq=seq,
-        request_id=request_id,
-        event=event,
-        at=at,
-        body=body,
-        leaf_hash=leaf,
-        root=merkle.root(peaks),
-        peaks=peaks,
-    )
-    session.add(entry)
-    session.flush()
+    entry = Appended(seq, request_id, event, at, body, leaf, merkle.root(peaks), peaks)
+    # Past the object mapper, which took three quarters of the time.
+    if link.dialect.name == "sqlite":
+        # As the mapper stores times there: UTC, without saying so.
+        stored_at = at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+        link.exec_driver_sql(_INSERT_SQLITE, (*entry[:3], stored_at, *entry[4:]))
+    else:
+        link.exec_driver_sql(_INSERT_POSTGRESQL, entry)
     session.appended.add(request_id or "")
     return entry
 
@@ -232,7 +248,7 @@ def encode(
 
 def canonical(value: JSON) -> bytes:
     """Give the one form in which a JSON value is hashed: keys sorted by code point, no spaces, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def write_time(at: datetime) -> str:

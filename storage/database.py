@@ -35,7 +35,7 @@ from storage import models  # noqa: F401 - the tables that setup() creates
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy.engine import Connection, Engine, ExceptionContext
+    from sqlalchemy.engine import Connection, ExceptionContext
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -201,11 +201,15 @@ class Clash(Exception):
 
 
 class Write(Session):
-    """The one writing transaction. ``appended`` collects whose entries to wake the followers for ("" for none's)."""
+    """The one writing transaction. ``appended`` collects whose entries to wake the followers for ("" for none's).
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine, expire_on_commit=False)
-        self.appended: set[str] = set()
+    ``link`` is its connection, for what must be quick: flush first, or what the session holds comes after it.
+    """
+
+    def __init__(self, link: Connection) -> None:
+        super().__init__(link, expire_on_commit=False)
+        self.link: Final = link
+        self.appended: Final[set[str]] = set()
 
 
 class Database:
@@ -271,10 +275,18 @@ class Database:
         After the commit each of ``woken`` is called with the ids of the requests that entries were appended for.
         Raises :class:`DatabaseDown`, :class:`Clash`; RuntimeError inside another ``write()`` of the same thread.
         """
-        with self._in_turn(), _pool_errors(), Write(self._writes) as session:
-            self._lock(session.connection())
+        # The transaction is the connection's. A session joins it only when it is used: an entry needs none.
+        with (
+            self._in_turn(),
+            _pool_errors(),
+            self._writes.connect() as connection,
+            connection.begin(),
+            Write(connection) as session,
+        ):
+            self._lock(connection)
             yield session
-            session.commit()
+            if session.in_transaction():
+                session.commit()
         # The lock is free again: a listener may write.
         if session.appended:
             self._wake(frozenset(session.appended))
@@ -297,7 +309,7 @@ class Database:
     def _lock(self, connection: Connection) -> None:
         """Take the database's writer lock. With SQLite the transaction has begun with it (``BEGIN IMMEDIATE``)."""
         if self.kind == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRESQL_LOCK})
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
