@@ -163,9 +163,7 @@ def append(
 
     Raises ValueError (naive time, malformed event or id, NaN, body above 60,000 bytes), TypeError (not JSON).
     """
-    session.flush()  # what was written before stands before the entry
-    link = session.link
-    last = link.exec_driver_sql(_NEWEST).first()
+    last = session.run(_NEWEST)
     seq, peaks = (last[0] + 1, last[1]) if last else (0, b"")
     body = encode(
         seq=seq,
@@ -184,12 +182,12 @@ def append(
     peaks = merkle.push(peaks, seq, leaf)
     entry = Appended(seq, request_id, event, at, body, leaf, merkle.root(peaks), peaks)
     # Past the object mapper, which took three quarters of the time.
-    if link.dialect.name == "sqlite":
+    if session.kind == "sqlite":
         # As the mapper stores times there: UTC, without saying so.
         stored_at = at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
-        link.exec_driver_sql(_INSERT_SQLITE, (*entry[:3], stored_at, *entry[4:]))
+        session.run(_INSERT_SQLITE, (*entry[:3], stored_at, *entry[4:]))
     else:
-        link.exec_driver_sql(_INSERT_POSTGRESQL, entry)
+        session.run(_INSERT_POSTGRESQL, entry)
     session.appended.add(request_id or "")
     return entry
 

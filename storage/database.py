@@ -203,13 +203,23 @@ class Clash(Exception):
 class Write(Session):
     """The one writing transaction. ``appended`` collects whose entries to wake the followers for ("" for none's).
 
-    ``link`` is its connection, for what must be quick: flush first, or what the session holds comes after it.
+    ``kind`` is the database's, "sqlite" or "postgresql".
     """
 
-    def __init__(self, link: Connection) -> None:
-        super().__init__(link, expire_on_commit=False)
-        self.link: Final = link
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection, expire_on_commit=False)
+        self.kind: Final = connection.dialect.name
         self.appended: Final[set[str]] = set()
+        self._connection: Final = connection
+
+    def run(self, statement: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+        """Run one statement as the driver takes it, and return its first row; what the session holds comes before it.
+
+        For the log alone: past SQLAlchemy, which takes several times as long as the statement. Raises
+        :class:`DatabaseDown`, :class:`Clash`.
+        """
+        self.flush()
+        return _run(self._connection, statement, values)
 
 
 class Database:
@@ -309,7 +319,7 @@ class Database:
     def _lock(self, connection: Connection) -> None:
         """Take the database's writer lock. With SQLite the transaction has begun with it (``BEGIN IMMEDIATE``)."""
         if self.kind == "postgresql":
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
+            _run(connection, f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -397,9 +407,31 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) ->
 
 def _begin_sqlite(connection: Connection) -> None:
     is_write = connection.get_execution_options().get(_IS_WRITE, False)
-    connection.exec_driver_sql(f"PRAGMA query_only = {0 if is_write else 1}")
+    if connection.info.get(_IS_WRITE) is not is_write:
+        _run(connection, f"PRAGMA query_only = {0 if is_write else 1}")
+        connection.info[_IS_WRITE] = is_write
     # IMMEDIATE, or a writer reads first and then loses the upgrade to another one (21 of 160 did).
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+    _run(connection, "BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+
+def _run(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+    driver: Any = connection.connection.driver_connection
+    library: Any = connection.dialect.loaded_dbapi
+    try:
+        cursor = driver.execute(statement, values)
+        row: tuple[Any, ...] | None = cursor.fetchone() if cursor.description else None
+        cursor.close()
+    except library.Error as error:
+        ours = _ours(
+            error,
+            is_clash=isinstance(error, library.IntegrityError),
+            is_down=isinstance(error, library.OperationalError)
+            or connection.dialect.is_disconnect(error, driver, None),
+        )
+        if ours is None:
+            raise
+        raise ours from error
+    return row
 
 
 def _set_up_postgresql(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
@@ -414,9 +446,17 @@ def _translate(context: ExceptionContext) -> BaseException | None:
     """Turn a library error into ours, wherever it comes up: at connecting, in a flush, at the commit."""
     if context.is_pre_ping:
         return None  # the pool's own business: it opens a new connection
-    error = context.original_exception
     found = context.sqlalchemy_exception
-    if isinstance(found, sa_exc.IntegrityError):
+    return _ours(
+        context.original_exception,
+        is_clash=isinstance(found, sa_exc.IntegrityError),
+        is_down=isinstance(found, sa_exc.OperationalError) or context.is_disconnect,
+    )
+
+
+def _ours(error: BaseException, *, is_clash: bool, is_down: bool) -> Clash | DatabaseDown | None:
+    """Return what an error of the driver's is here; None: a mistake of ours, which shall be seen."""
+    if is_clash:
         return Clash(_reason(error))
     if isinstance(error, sqlite3.Error):
         is_mistake = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) in {
@@ -428,7 +468,7 @@ def _translate(context: ExceptionContext) -> BaseException | None:
         return DatabaseDown(_sqlite_sentence(error))
     if getattr(error, "sqlstate", None) == "42P01":  # undefined_table
         return DatabaseDown("The database has no tables yet.")
-    if isinstance(found, sa_exc.OperationalError) or context.is_disconnect:
+    if is_down:
         return DatabaseDown(_postgresql_sentence(error))
     return None
 
