@@ -1,0 +1,418 @@
+"""How fast is the log? ``python tests/bench_log.py [--entries 100000]`` prints it; it asserts nothing.
+
+Rules
+-----
+* Each figure stands beside its baseline, measured in the same run and in turns with it, so that both meet the same
+  weather: the bare INSERT with commit of the same bytes, SHA-256 of the same bytes, SQLite's own dump.
+* One transaction for each entry, on databases that write through to the disk. ``--directory`` says on which disk; what
+  the disk costs is in the baseline.
+* "Signed" is as the bot runs it: a HeadKeeper in a thread of its own, woken by each commit; the time ends when the last
+  entry stands under a stored head.
+* Exports run in a process of their own, whose peak of resident memory is read from the kernel. They are of the large
+  log, of ``--entries``; so are the proofs and the append at size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from bundling import ORIGIN, row
+from sqlalchemy.engine import make_url
+
+from bot.demo.parts import Postgres
+from storage import audit, bundle, export, proofs, standalone
+from storage.database import Database
+from storage.heads import HeadKeeper, latest
+from storage.signers import FileKeyring, new_key_file
+from workflows.door import Door
+from workflows.lifecycle import Action, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROUNDS: Final = 10  # turns of baseline and ours
+SMALL: Final = 1000  # entries of the small log, with which the large one is compared
+PROOFS: Final = 1000
+STORY: Final = 20  # entries of one request in the large log
+BATCH: Final = 2000  # entries in one transaction while the large log is filled: not measured
+ACTOR: Final = audit.Actor("T0HOME", "U0RITA")
+DATA: Final = {"sql": "UPDATE orders SET state = 'paid' WHERE id = 4711", "user": "v-write-7KQ2", "rows": 1}
+MOVED: Final = {"name": "Rita Reyes", "granted_seconds": 900}
+
+
+def say(words: str = "") -> None:
+    """Print a line at once: a long run shows where it is."""
+    print(words, flush=True)  # noqa: T201 - that is what it is for
+
+
+def load() -> str:
+    """Return the load of the machine."""
+    return f"load {os.getloadavg()[0]:.2f}"
+
+
+class Times:
+    """How long each call took, in seconds; over several turns."""
+
+    def __init__(self) -> None:
+        self.all: list[float] = []
+        self.waited = 0.0  # until what they began was done as well
+        self.cpu = 0.0
+
+    def run(self, call: Callable[[], object], times: int, done: Callable[[], object] = lambda: None) -> None:
+        """Call so many times, then wait for ``done``."""
+        clock, note = time.perf_counter, self.all.append
+        cpu = time.thread_time()
+        for _ in range(times):
+            begun = clock()
+            call()
+            note(clock() - begun)
+        self.cpu += time.thread_time() - cpu
+        begun = clock()
+        done()
+        self.waited += clock() - begun
+
+    def ms(self, percent: int) -> float:
+        """Return a percentile, in milliseconds."""
+        ordered = sorted(self.all)
+        return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] * 1000
+
+    @property
+    def rate(self) -> float:
+        """Calls in a second."""
+        return len(self.all) / (sum(self.all) + self.waited)
+
+    def line(self, what: str, beside: Times | None = None) -> str:
+        """Return them as a line, beside their baseline."""
+        ratio = f"  {self.rate / beside.rate:5.2f} of the baseline's rate" if beside else ""
+        cpu = self.cpu / len(self.all) * 1e6
+        return (
+            f"  {what:<42} {self.rate:7.0f}/s  p50 {self.ms(50):6.3f} ms  p99 {self.ms(99):6.3f} ms  cpu {cpu:4.0f} µs"
+            f"{ratio}"
+        )
+
+
+# --- appending -----------------------------------------------------------------------------------------------------
+
+
+def appender(database: Database, data: dict[str, Any] = DATA) -> Callable[[], object]:
+    """Return what appends one entry in a transaction of its own."""
+
+    def append() -> None:
+        with database.write() as session:
+            audit.append(session, event="command:run", at=datetime.now(UTC), actor=ACTOR, request_id="BG-1", data=data)
+
+    return append
+
+
+@contextmanager
+def bare(url: str) -> Iterator[Callable[[], object]]:
+    """Give what inserts and commits the bytes of such an entry, by the driver alone, into the same database."""
+    body = audit.encode(seq=1_000_000, event="command:run", at=datetime.now(UTC), actor=ACTOR, data=DATA)
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        opened: Any = sqlite3.connect(str(parsed.database), isolation_level=None)
+        opened.execute("PRAGMA synchronous = FULL")
+        begin, insert = "BEGIN IMMEDIATE", "INSERT INTO bare (body) VALUES (?)"
+        kind = "seq INTEGER PRIMARY KEY, body BLOB"
+    else:
+        opened = psycopg.connect(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
+        opened.autocommit = True
+        begin, insert = "BEGIN", "INSERT INTO bare (body) VALUES (%s)"
+        kind = "seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body bytea"
+    with closing(opened):
+        opened.execute(f"CREATE TABLE bare ({kind})")
+
+        def insert_one() -> None:
+            opened.execute(begin)
+            opened.execute(insert, (body,))
+            opened.execute("COMMIT")
+
+        yield insert_one
+        opened.execute("DROP TABLE bare")
+
+
+class Keeping:
+    """The signing of heads, as the bot runs it."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        key = Path(tempfile.mkdtemp(dir=folder)) / "log.key"
+        new_key_file(key)
+        self._database = database
+        self._covered = threading.Event()
+        self._keeper = HeadKeeper(
+            database, ORIGIN, FileKeyring(ORIGIN, key), heartbeat=timedelta(minutes=5), now=lambda: datetime.now(UTC)
+        )
+        self._keeper.signed.append(self._covered.set)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run it."""
+        self._database.woken.append(self._keeper.wake)
+        self._keeper.start()
+        yield
+        self._database.woken.remove(self._keeper.wake)
+        self._keeper.stop()
+
+    def settle(self) -> None:
+        """Return when all entries stand under a stored head."""
+        while True:
+            self._covered.clear()
+            with self._database.read() as session:
+                head = latest(session)
+                if head is not None and head.size == audit.head(session).size:
+                    return
+            self._covered.wait(1)
+
+
+def mover(database: Database) -> Callable[[], object]:
+    """Return what makes one move of a request through the door: checked, compared and set, with its entry."""
+    door, custodian = Door(database), audit.Actor("T0HOME", "U0CHEN")
+    with database.write() as session:
+        session.add(row("BG-MOVE", "orders-db", "U0RITA", datetime.now(UTC)))
+
+    def move() -> None:
+        now = datetime.now(UTC)
+        with door.turn("BG-MOVE", now=now) as turn:
+            turn.move(Action.APPROVE, custodian, (Role.CUSTODIAN,), data=MOVED)
+
+    return move
+
+
+def appending(name: str, url: str, folder: Path, times: int) -> None:
+    """Measure the append on one database."""
+    database = Database(url)
+    database.setup()
+    append, move, keeping = appender(database), mover(database), Keeping(database, folder)
+    plain, baseline, signed, moved = Times(), Times(), Times(), Times()
+    with bare(url) as insert:
+        for call in (insert, append, move):
+            Times().run(call, 100)  # for warming up
+        with keeping.running():
+            keeping.settle()
+        for _ in range(ROUNDS):
+            baseline.run(insert, times // ROUNDS)
+            plain.run(append, times // ROUNDS)
+            with keeping.running():
+                signed.run(append, times // ROUNDS, keeping.settle)
+            moved.run(move, times // ROUNDS)
+        with database.read() as session:
+            size = audit.head(session).size
+    database.close()
+    say(f"Append, {name}: one transaction for each of {times} ({size} in the log at the end); {load()}")
+    say(baseline.line("bare INSERT with commit, same bytes"))
+    say(plain.line("append", baseline))
+    say(signed.line("append with signed head", baseline))
+    say(moved.line("a move through the door, with its entry", baseline))
+
+
+# --- the large log -------------------------------------------------------------------------------------------------
+
+
+def fill(database: Database, entries: int) -> None:
+    """Write a log of so many entries: requests with an opening and what was run."""
+    at, size = datetime(2026, 3, 1, tzinfo=UTC), 0
+    while size < entries:
+        with database.write() as session:
+            for seq in range(size, min(entries, size + BATCH)):
+                number, at = seq // STORY, at + timedelta(seconds=2)
+                request_id, account = f"BG-{number:06d}", ("orders-db", "ledger-db")[number % 2]
+                if seq % STORY == 0:
+                    session.add(row(request_id, account, "U0RITA", at))
+                    told = {"account": account, "level": "write", "reason": "Checkout is down", "quorum": 2}
+                    audit.append(
+                        session,
+                        event="request:open",
+                        at=at,
+                        actor=ACTOR,
+                        request_id=request_id,
+                        target="pending",
+                        version=1,
+                        data=told,
+                    )
+                else:
+                    audit.append(
+                        session, event="command:run", at=at, actor=ACTOR, request_id=request_id, data={**DATA, "n": seq}
+                    )
+        size = min(entries, size + BATCH)
+
+
+def growing(large: Database, folder: Path, entries: int, times: int) -> None:
+    """Compare the append to the large log with that to a small one."""
+    small = Database(f"sqlite:///{folder / 'small.db'}")
+    small.setup()
+    fill(small, SMALL)
+    ours, beside = Times(), Times()
+    for database in (large, small):
+        Times().run(appender(database), 50)
+    turns = ROUNDS * 4
+    for number in range(turns):
+        pair = [(beside, appender(small)), (ours, appender(large))]
+        for figures, append in pair if number % 2 else reversed(pair):
+            figures.run(append, times // turns)
+    small.close()
+    say(f"Append at size, SQLite: {times} each, in turns; {load()}")
+    say(beside.line(f"at {SMALL:,} entries"))
+    say(ours.line(f"at {entries:,} entries", beside))
+    means = statistics.fmean(ours.all) / statistics.fmean(beside.all)
+    say(
+        f"  cost at {entries:,} over cost at {SMALL:,}: median {ours.ms(50) / beside.ms(50):.2f}, mean {means:.2f}, "
+        f"cpu {ours.cpu / beside.cpu:.2f}"
+    )
+
+
+def proving(database: Database, size: int) -> None:
+    """Measure one entry's proof of inclusion out of the database, each in a transaction of its own."""
+    random, ours, beside = Random(3), Times(), Times()  # noqa: S311 - which entries, no secret
+
+    def prove() -> None:
+        with database.read() as session:
+            proofs.inclusion(session, random.randrange(size), size)
+
+    def ask() -> None:
+        with database.read() as session:
+            proofs.root_at(session, random.randrange(size) + 1)
+
+    for _ in range(ROUNDS):
+        beside.run(ask, PROOFS // ROUNDS)
+        ours.run(prove, PROOFS // ROUNDS)
+    say(f"Proof for one entry in {size:,}: {PROOFS} at random, each checked; {load()}")
+    say(beside.line("one row by its number"))
+    say(ours.line("inclusion proof", beside))
+
+
+# --- leaving -------------------------------------------------------------------------------------------------------
+
+
+def write_jsonl(database: Path, out: Path) -> None:
+    """Export the whole log as lines."""
+    with Database(f"sqlite:///{database}").read() as session, out.open("wb") as file:
+        export.export(session, file, exported_at=datetime(2026, 4, 1, tzinfo=UTC))
+
+
+def write_bundle(database: Path, out: Path) -> None:
+    """Export the whole log as a bundle."""
+    with Database(f"sqlite:///{database}").read() as session, out.open("wb") as file:
+        bundle.write(session, file, export.Selection())
+
+
+def write_dump(database: Path, out: Path) -> None:
+    """Dump it as SQLite does."""
+    with closing(sqlite3.connect(database)) as opened, out.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in opened.iterdump())
+
+
+WAYS: Final[dict[str, Callable[[Path, Path], None]]] = {
+    "dump": write_dump,
+    "jsonl": write_jsonl,
+    "bundle": write_bundle,
+}
+NAMED: Final = {
+    "dump": "baseline: the statements of .dump",
+    "jsonl": "export --format jsonl",
+    "bundle": "export --format bundle",
+}
+
+
+def peak_megabytes() -> float:
+    """Return the most memory that this process has had resident. (The one of getrusage is handed on by a fork.)"""
+    words = Path("/proc/self/status").read_text(encoding="ascii").split()
+    return int(words[words.index("VmHWM:") + 1]) / 1024
+
+
+def leaving(file: Path, folder: Path, entries: int) -> None:
+    """Measure each way out, in a process of its own."""
+    say(f"Export of {entries:,} entries; {load()}")
+    base = 0.0
+    for way in WAYS:
+        out = folder / f"out.{way}"
+        command = [sys.executable, __file__, "--way", way, str(file), str(out)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        took, peak = map(float, done.stdout.split())
+        base = base or took
+        say(
+            f"  {NAMED[way]:<42} {took:7.1f} s  peak {peak:5.0f} MB  {out.stat().st_size / 1e6:8.1f} MB written"
+            f"  {took / base:5.2f} of the baseline's time"
+        )
+        if way != "jsonl":
+            out.unlink()
+
+
+def verifying(file: Path) -> None:
+    """Measure the verifier on the exported lines, without and with the rules."""
+    hashing = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        with file.open("rb") as lines:
+            for line in lines:
+                sha256(line).digest()
+        hashing.append(time.perf_counter() - begun)
+    hashed = min(hashing)
+    say(f"Verify the exported lines, the baseline {len(hashing)} times; {load()}")
+    for name, with_rules in (("hashes, order, proofs", False), ("and the rules (whole verifier)", True)):
+        begun = time.perf_counter()
+        report = standalone.verify(file, rules=with_rules)
+        took = time.perf_counter() - begun
+        entries = report.entries
+        say(
+            f"  {name:<42} {entries / took:7.0f} entries/s  {took:6.1f} s  {len(report.findings)} findings"
+            f"  {hashed / took:5.3f} of the baseline's rate"
+        )
+    say(f"  {'baseline: SHA-256 of each line':<42} {entries / hashed:7.0f} entries/s  {hashed:6.1f} s")
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="How fast is the log?")
+    parser.add_argument("--entries", type=int, default=100_000, help="of the large log")
+    parser.add_argument("--times", type=int, default=5000, help="how often each append is measured")
+    parser.add_argument("--directory", type=Path, help="where the databases lie")
+    parser.add_argument("--only", choices=("append", "large"))
+    parser.add_argument("--way", nargs=3, help=argparse.SUPPRESS)  # this file in a process of its own
+    options = parser.parse_args()
+    if options.way:
+        begun = time.perf_counter()
+        WAYS[options.way[0]](Path(options.way[1]), Path(options.way[2]))
+        say(f"{time.perf_counter() - begun} {peak_megabytes()}")
+        return 0
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.directory)))
+        say(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}; {load()}")
+        if options.only != "large":
+            appending("SQLite", f"sqlite:///{folder / 'append.db'}", folder, options.times)
+            server = stack.enter_context(Postgres(folder / "postgres", durable=True))
+            appending("PostgreSQL", server.url_for("postgres"), folder, options.times)
+            server.stop()
+        if options.only != "append":
+            file = folder / "large.db"
+            large = Database(f"sqlite:///{file}")
+            large.setup()
+            fill(large, options.entries)
+            keeper = Keeping(large, folder)
+            with keeper.running():
+                keeper.settle()
+            proving(large, options.entries)
+            leaving(file, folder, options.entries)
+            verifying(folder / "out.jsonl")
+            growing(large, folder, options.entries, options.times)
+            large.close()
+        say(load())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
