@@ -54,6 +54,7 @@ _PAGE: Final = 1000
 _GONE: Final = "Its body is gone, and nothing in the log says that it was pruned."
 _E: Final[Any] = Entry  # its columns, in queries: SQLModel types them as the values
 _P: Final[Any] = Pruned
+_HEAD: Final = select(_E.seq, _E.root).order_by(_E.seq.desc()).limit(1)
 _NEWEST: Final = "SELECT seq, peaks FROM entry ORDER BY seq DESC LIMIT 1"
 _INTO: Final = "INSERT INTO entry (seq, request_id, event, at, body, leaf_hash, root, peaks) VALUES"
 _INSERT_SQLITE: Final = f"{_INTO} (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -455,7 +456,7 @@ def _read_pruned(row: Any, seq: int) -> Record:  # noqa: ANN401 - an Entry, or a
 
 def head(session: Session) -> Head:
     """Give the log's size and root now; of an empty log 0 and the empty tree's root."""
-    last = session.execute(select(_E.seq, _E.root).order_by(_E.seq.desc()).limit(1)).first()
+    last = session.execute(_HEAD).first()
     return Head(size=last.seq + 1, root=last.root) if last else Head(size=0, root=merkle.EMPTY_ROOT)
 
 

@@ -57,9 +57,13 @@ log = logging.getLogger(__name__)
 ROTATE: Final = "log:rotate"
 ALARM: Final = "log:alarm"
 _PAGE: Final = 1000
+_BREATH: Final = 0.1  # seconds between two rounds: a burst of commits makes few heads, and is hardly slowed by them
 _LONGEST_WAIT: Final = timedelta(seconds=5)  # before a signer that was down is asked again
 _E: Final[Any] = Entry  # their columns, in queries: SQLModel types them as the values
 _H: Final[Any] = SignedHead
+# What is asked in each round is put together once.
+_LATEST: Final = select(SignedHead).order_by(_H.id.desc()).limit(1)
+_ROTATION: Final = select(_E.body).where(_E.event == ROTATE).order_by(_E.seq.desc()).limit(1)
 
 
 class Rewritten(Exception):
@@ -79,7 +83,7 @@ class Reason(StrEnum):
 
 def latest(session: Session) -> SignedHead | None:
     """Return the newest signed head."""
-    found: SignedHead | None = session.execute(select(SignedHead).order_by(_H.id.desc()).limit(1)).scalar()
+    found: SignedHead | None = session.execute(_LATEST).scalar()
     return found
 
 
@@ -104,7 +108,7 @@ def key_in_force(session: Session) -> VerifierKey | None:
 
     Raises :class:`Rewritten` when that entry names no key.
     """
-    body = session.execute(select(_E.body).where(_E.event == ROTATE).order_by(_E.seq.desc()).limit(1)).scalar()
+    body = session.execute(_ROTATION).scalar()
     if body is None:
         return None
     try:
@@ -230,6 +234,8 @@ class HeadKeeper:
             self._woken.clear()
             is_last = self._stopping.is_set()
             self.round()
+            if not is_last:
+                self._stopping.wait(_BREATH)
 
     def round(self) -> SignedHead | None:
         """Sign the newest head if it is not signed, or a heartbeat if one is due; return what was stored.
