@@ -219,7 +219,8 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
     say(signed.line("append with signed head", baseline))
     waits = sorted(wait * 1000 for wait in signed.waits)
     say(
-        f"    the last of {times // ROUNDS} is under a head {statistics.median(waits):.0f} ms later, {waits[-1]:.0f} at most"
+        f"    the last of {times // ROUNDS} is under a head {statistics.median(waits):.0f} ms later, "
+        f"{waits[-1]:.0f} at most"
     )
     say(moved.line("a move through the door, with its entry", baseline))
 
@@ -338,22 +339,24 @@ def peak_megabytes() -> float:
     return int(words[words.index("VmHWM:") + 1]) / 1024
 
 
-def leaving(file: Path, folder: Path, entries: int) -> None:
-    """Measure each way out, in a process of its own."""
-    say(f"Export of {entries:,} entries; {load()}")
+def leaving(file: Path, folder: Path) -> None:
+    """Measure each way out, in a process of its own, and verify the lines before the bundle, which takes longest."""
     base = 0.0
     for way in WAYS:
         out = folder / f"out.{way}"
         command = [sys.executable, __file__, "--way", way, str(file), str(out)]
+        begun = load()
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         took, peak = map(float, done.stdout.split())
         base = base or took
+        say(f"Export; {begun}")
         say(
             f"  {NAMED[way]:<42} {took:7.1f} s  peak {peak:5.0f} MB  {out.stat().st_size / 1e6:8.1f} MB written"
             f"  {took / base:5.2f} of the baseline's time"
         )
-        if way != "jsonl":
-            out.unlink()
+        if way == "jsonl":
+            verifying(out)
+        out.unlink()
 
 
 def verifying(file: Path) -> None:
@@ -410,10 +413,9 @@ def main() -> int:
             with keeper.running():
                 keeper.settle()
             proving(large, options.entries)
-            leaving(file, folder, options.entries)
-            verifying(folder / "out.jsonl")
             growing(large, folder, options.entries, options.times)
             large.close()
+            leaving(file, folder)
         say(load())
     return 0
 
