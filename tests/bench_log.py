@@ -52,6 +52,15 @@ STORY: Final = 20  # entries of one request in the large log
 BATCH: Final = 2000  # entries in one transaction while the large log is filled: not measured
 ACTOR: Final = audit.Actor("T0HOME", "U0RITA")
 DATA: Final = {"sql": "UPDATE orders SET state = 'paid' WHERE id = 4711", "user": "v-write-7KQ2", "rows": 1}
+OPENED: Final = {
+    "level": "write",
+    "reason": "Checkout is down for every customer",
+    "standard_path": "Paged the database on-call twice",
+    "threshold": {"id": "customer-impact", "text": "Customers cannot order"},
+    "custodians": ["U0CHEN", "U0NIHN"],
+    "quorum": 2,
+    "asked_seconds": 900,
+}
 MOVED: Final = {"name": "Rita Reyes", "granted_seconds": 900}
 
 
@@ -229,7 +238,7 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
 
 
 def fill(database: Database, entries: int) -> None:
-    """Write a log of so many entries: requests with an opening and what was run."""
+    """Write a log of so many entries: requests that are opened and escalated on and on."""
     at, size = datetime(2026, 3, 1, tzinfo=UTC), 0
     while size < entries:
         with database.write() as session:
@@ -238,7 +247,7 @@ def fill(database: Database, entries: int) -> None:
                 request_id, account = f"BG-{number:06d}", ("orders-db", "ledger-db")[number % 2]
                 if seq % STORY == 0:
                     session.add(row(request_id, account, "U0RITA", at))
-                    told = {"account": account, "level": "write", "reason": "Checkout is down", "quorum": 2}
+                    told = OPENED | {"account": account}
                     audit.append(
                         session,
                         event="request:open",
@@ -247,11 +256,21 @@ def fill(database: Database, entries: int) -> None:
                         request_id=request_id,
                         target="pending",
                         version=1,
+                        policy="0" * 64,
                         data=told,
                     )
                 else:
                     audit.append(
-                        session, event="command:run", at=at, actor=ACTOR, request_id=request_id, data={**DATA, "n": seq}
+                        session,
+                        event="request:escalate",
+                        at=at,
+                        actor=audit.SYSTEM,
+                        request_id=request_id,
+                        source="pending",
+                        target="pending",
+                        version=seq % STORY + 1,
+                        policy="0" * 64,
+                        data={**DATA, "n": seq},
                     )
         size = min(entries, size + BATCH)
 
