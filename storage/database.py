@@ -45,6 +45,7 @@ LOCK_SECONDS: Final = 5  # how long a writer waits for another one; Slack's pati
 _POOL_SECONDS: Final = 10
 _POSTGRESQL_LOCK: Final = 0x6272656B676C  # "brekgl": any constant that no other program takes
 _IS_WRITE: Final = "breakglass_is_write"
+_GONE: Final = "something in it was refused, and the transaction is gone"
 
 # The parameters of a connection that must not hang when the machine behind it is gone (libpq; milliseconds for the
 # last). A writer that was frozen in mid-transaction is cut, or it would keep every other bot from writing.
@@ -210,6 +211,7 @@ class Write(Session):
         super().__init__(connection, expire_on_commit=False)
         self.kind: Final = connection.dialect.name
         self.appended: Final[set[str]] = set()
+        self.is_gone = False  # a statement of run() failed
         self._connection: Final = connection
 
     def run(self, statement: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
@@ -219,7 +221,17 @@ class Write(Session):
         :class:`DatabaseDown`, :class:`Clash`.
         """
         self.flush()
-        return _run(self._connection, statement, values)
+        transaction = self._connection.get_transaction()
+        if transaction is None or not transaction.is_active:
+            # SQLite would commit the statement by itself, outside the writer's lock.
+            raise Clash(_GONE)
+        try:
+            return _run(self._connection, statement, values)
+        except Exception:
+            # SQLite takes back the statement alone: whoever swallows the error would commit all that was before it.
+            self.is_gone = True
+            transaction.rollback()
+            raise
 
 
 class Database:
@@ -295,6 +307,8 @@ class Database:
         ):
             self._lock(connection)
             yield session
+            if session.is_gone:
+                raise Clash(_GONE)
             if session.in_transaction():
                 session.commit()
         # The lock is free again: a listener may write.
