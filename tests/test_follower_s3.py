@@ -421,7 +421,7 @@ def test_down_and_up_again_it_catches_up_by_itself(server, bucket, tmp_path):
         assert runner.lag(log.clock)[0].entries == 0
 
 
-@pytest.mark.parametrize(("way", "limits"), [("up", (1, 200, 400, 600)), ("down", (1, 300, 600, 900, 2000))])
+@pytest.mark.parametrize(("way", "limits"), [("up", (1, 100, 200, 300)), ("down", (1, 300, 600, 900, 2000))])
 def test_cut_anywhere_nothing_is_lost_and_nothing_doubled(server, bucket, way, limits):
     """Whatever request the line breaks in, putting or reading back, the next try finds what stands and goes on."""
     with Line(server.port) as line:

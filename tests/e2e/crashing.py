@@ -41,12 +41,13 @@ from slack_sdk.socket_mode.client import BaseSocketModeClient
 from slack_sdk.web.base_client import BaseClient
 from slack_sdk.webhook.client import WebhookClient
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.default import DefaultDialect
 from sqlmodel import Session
 
 from bot import app
 from bot.settings import from_environment
-from storage.models import Entry, Feed, Post, SignedHead
+from storage.database import Write
+from storage.models import Feed, Post, SignedHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,67 +151,86 @@ def _name_acknowledgement(*_: object, **__: object) -> str:
     return "acknowledgement"
 
 
-def _note(session: Session, words: str) -> None:
-    noted: list[str] = session.info.setdefault("noted", [])
-    if words not in noted:
-        noted.append(words)
-
-
-def _note_rows(session: Session, *_: object) -> None:
-    """Note what a flush is about to write: the entries, and how the follower's claim changes."""
-    for row in session.new:
-        if isinstance(row, Entry):
-            _note(session, row.event + ("!" if b'"refused":' in row.body else ""))
-        elif isinstance(row, Post):
-            _note(session, f"post {row.key.partition(':')[0]}")
-        elif isinstance(row, SignedHead):
-            _note(session, "log head")
-    for row in (*session.new, *session.dirty):
-        if isinstance(row, Feed):
-            part = row.follower.partition(":")[2] or "lines"
-            _note(session, f"follow {part} {'give back' if row.holder is None else 'hold'}")
-
-
-def _note_statement(state: Any) -> None:
-    """Note a change that goes past the rows: the follower's memory of a message."""
-    if state.is_update and state.statement.table.name == "post":
-        key = next((v for v in state.statement.compile().params.values() if re.match(_KEYS, str(v))), "?")
-        _note(state.session, f"post {str(key).partition(':')[0]}")
-
-
-_KEYS: Final = r"(card|own|handover|warning)$|(ask|review|remind|thread):"
-
-
 class _Commits:
-    """Names a commit by what it writes; one that writes nothing is no point."""
+    """Names a commit by what it writes; one that writes nothing is no point.
+
+    What is written is noted where it is said: by the session at its flush, by the log past the session. A transaction
+    stays in its thread from its beginning to its end.
+    """
 
     def __init__(self, points: Points) -> None:
         self._points = points
         self._here = threading.local()
 
-    def flushed(self, session: Session) -> None:
-        """Hand the name over to the connection, which the session flushes before it commits."""
-        self._here.session = session
+    @property
+    def _noted(self) -> list[str]:
+        noted: list[str] = self._here.__dict__.setdefault("noted", [])
+        return noted
 
-    def before(self, _: Connection) -> None:
-        session = getattr(self._here, "session", None)
-        if session is not None and session.info.get("noted"):
-            self._points.passed("commit", _named(session), "before")
+    def _note(self, words: str) -> None:
+        if words not in self._noted:
+            self._noted.append(words)
 
-    def after(self, session: Session) -> None:
-        self._here.session = None
-        if session.info.get("noted"):
-            name = _named(session)
-            session.info.clear()
-            self._points.passed("commit", name, "after")
+    def note_rows(self, session: Session, *_: object) -> None:
+        """Note what a flush is about to write: messages, heads, and how the follower's claim changes."""
+        for row in session.new:
+            if isinstance(row, Post):
+                self._note(f"post {row.key.partition(':')[0]}")
+            elif isinstance(row, SignedHead):
+                self._note("log head")
+        for row in (*session.new, *session.dirty):
+            if isinstance(row, Feed):
+                part = row.follower.partition(":")[2] or "lines"
+                self._note(f"follow {part} {'give back' if row.holder is None else 'hold'}")
+
+    def note_statement(self, state: Any) -> None:
+        """Note a change that goes past the rows: the follower's memory of a message."""
+        if state.is_update and state.statement.table.name == "post":
+            key = next((v for v in state.statement.compile().params.values() if re.match(_KEYS, str(v))), "?")
+            self._note(f"post {str(key).partition(':')[0]}")
+
+    def noting(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap ``Write.run``, by which an entry is written: note the entry."""
+
+        def noted(session: Write, statement: str, values: Any = ()) -> Any:
+            if statement.startswith("INSERT INTO entry "):
+                self._note(values[2] + ("!" if b'"refused":' in values[4] else ""))
+            return run(session, statement, values)
+
+        return noted
+
+    def committing(self, commit: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap the driver's COMMIT: everything is flushed before it, and everything is durable after it."""
+
+        def passed(dialect: Any, connection: Any) -> None:
+            name = self._name()
+            if name:
+                self._points.passed("commit", name, "before")
+            commit(dialect, connection)
+            self._noted.clear()
+            if name:
+                self._points.passed("commit", name, "after")
+
+        return passed
+
+    def rolling_back(self, rollback: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap the driver's ROLLBACK: what was noted did not happen."""
+
+        def passed(dialect: Any, connection: Any) -> None:
+            self._noted.clear()
+            rollback(dialect, connection)
+
+        return passed
+
+    def _name(self) -> str:
+        """Join what was noted; what a claim brings home when it is given back depends on how fast things went."""
+        noted = list(self._noted)
+        if any(words.endswith("give back") for words in noted):
+            noted = [words for words in noted if not words.startswith("post ")]
+        return ", ".join(sorted(noted))
 
 
-def _named(session: Session) -> str:
-    """Join what was noted; what a claim brings home when it is given back depends on how fast things went."""
-    noted: list[str] = session.info["noted"]
-    if any(words.endswith("give back") for words in noted):
-        noted = [words for words in noted if not words.startswith("post ")]
-    return ", ".join(sorted(noted))
+_KEYS: Final = r"(card|own|handover|warning)$|(ask|review|remind|thread):"
 
 
 def set_points(points: Points) -> None:
@@ -230,11 +250,11 @@ def set_points(points: Points) -> None:
 
     HTTPConnection.getresponse = wait_for_answer  # type: ignore[method-assign]
     commits = _Commits(points)
-    event.listen(Session, "before_flush", _note_rows)
-    event.listen(Session, "do_orm_execute", _note_statement)
-    event.listen(Session, "before_commit", commits.flushed)
-    event.listen(Engine, "commit", commits.before)  # everything is flushed, and the next thing is COMMIT
-    event.listen(Session, "after_commit", commits.after)
+    event.listen(Session, "before_flush", commits.note_rows)
+    event.listen(Session, "do_orm_execute", commits.note_statement)
+    Write.run = commits.noting(Write.run)  # type: ignore[method-assign]
+    DefaultDialect.do_commit = commits.committing(DefaultDialect.do_commit)  # type: ignore[method-assign]
+    DefaultDialect.do_rollback = commits.rolling_back(DefaultDialect.do_rollback)  # type: ignore[method-assign]
 
 
 # --- the two processes ------------------------------------------------------------------------------------------------
