@@ -345,8 +345,14 @@ def test_the_bots_own_certificate_is_shown_where_it_is_asked_for(tmp_path, autho
     """A receiver that wants to know its senders takes entries under the bot's certificate, and none without one."""
     receiver = Rsyslogd(tmp_path, *authority.issue("receiver"), authority.file, auth="x509/certvalid")
     certificate, key = authority.issue("bot")
-    with pytest.raises(CopyTrouble):
-        deliver(copy_at(receiver.port, authority), items(0, 1))
+    nobody = copy_at(receiver.port, authority)
+    # The receiver looks at the certificate after the handshake, so its refusal may follow the first bytes; syslog has
+    # no acknowledgement that could tell. The broken connection is seen at a later delivery, and all of it comes again.
+    with pytest.raises(CopyTrouble):  # noqa: PT012 - whichever delivery it is
+        for _ in range(100):
+            deliver(nobody, items(0, 1))
+            time.sleep(0.02)
+    assert receiver.entries() == []
     settings = {"ca_file": str(authority.file), "cert_file": str(certificate), "key_file": str(key)}
     assert deliver(FOLLOWERS["syslog"].build(place(receiver.port, **settings)), items(0, 1)) == 0
     receiver.until(items(0, 1))
