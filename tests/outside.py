@@ -231,6 +231,7 @@ class Line:
         self.up: int | None = None
         self.down: int | None = None
         self.is_silent = False
+        self.is_broken = False  # whether a limit was reached
         self.change: Callable[[bytes], bytes] = bytes  # what happens to a piece on its way down
         self.carried = [0, 0]  # bytes that the newest connection passed on, up and down
         self._listening = socket.create_server((HOST, 0))
@@ -287,6 +288,7 @@ class Line:
                     with contextlib.suppress(OSError):
                         target.shutdown(socket.SHUT_WR)
                     _reset(source)
+                    self.is_broken = True
                     return
                 self.carried[way] += len(data)
                 target.sendall(self.change(data) if way else data)

@@ -389,13 +389,16 @@ class Desk(Issuer):
                 return intent
 
     def release(self, actor: Actor, request_id: str, version: int, *, now: datetime) -> Request:
-        """Hand the access back (requester). The request is ``ending`` until :meth:`finish` confirms."""
+        """Hand the access back (requester). The request is ``ending`` until :meth:`finish` confirms.
+
+        A button drawn before the last change still does it: who wants an end wants it whatever happened meanwhile.
+        """
         return self._simply(
             actor, Action.RELEASE, Role.REQUESTER, request_id, version=version, now=now, ended_by="release"
         )
 
     def revoke(self, actor: Actor, request_id: str, version: int, *, now: datetime) -> Request:
-        """Take the access away (any custodian of the account, asked or not)."""
+        """Take the access away (any custodian of the account, asked or not); as :meth:`release`, never too late."""
         return self._simply(
             actor, Action.REVOKE, Role.CUSTODIAN, request_id, version=version, now=now, ended_by="revoke"
         )
@@ -415,7 +418,8 @@ class Desk(Issuer):
         with self.attempt(actor, action, request_id, now=now):
             roster = self._gather(actor, request_id)
             with self.turn(request_id, now=now) as turn:
-                self._not_stale(turn.row, version)
+                if ended_by is None:
+                    self._not_stale(turn.row, version)  # an end is never late: see release() and revoke()
                 self._need(turn.case(), roster, actor, action, role, asked=action is not Action.REVOKE)
                 changes: dict[str, Any] = {"due_at": None}
                 if ended_by is not None:
