@@ -42,6 +42,7 @@ class Peer(Server):
         self.key = Key("witness.example.com/w1", Algorithm.COSIGNATURE)
         self.logs = logs
         self.asked: list[tuple[int, int]] = []  # old size and number of proof lines
+        self.is_strict = False  # takes a head of three lines only, as some do
         self._file = file
         super().__init__(self.take)
 
@@ -69,6 +70,8 @@ class Peer(Server):
             raise Refusal(400, b"") from None
         self.asked.append((old, len(proof)))
         text = note.partition(b"\n\n")[0].decode().split("\n")
+        if self.is_strict and len(text) != 3:
+            raise Refusal(400, b"")
         origin, size, root = text[0], int(text[1]), base64.b64decode(text[2], validate=True)
         if origin not in self.logs:
             raise Refusal(404, b"")
@@ -145,6 +148,30 @@ def test_a_heartbeat_is_cosigned_anew(peer):
     assert verify(add_signatures(note, parse_signatures(line)), [peer.key.key])
 
 
+def test_a_strict_witness_is_shown_no_heartbeat(peer, tmp_path):
+    """A witness that takes three lines only is never in trouble, also when it was away while heartbeats came."""
+    peer.is_strict = True
+    with pytest.raises(CopyTrouble, match="as it is written"):
+        witness_at(peer).anchor(note_of(LOG, items(0, 3), "time X"), before=0, consistency=proof_from(3), now=NOW)
+    with Log(tmp_path / "log.db", LOG) as log:
+        runner = log.runner(witness_at(peer))
+        log.grow(2)
+        log.beat()
+        assert log.bring(runner, "notary") is None
+        log.beat()
+        assert log.bring(runner, "notary") is None
+        log.grow(1)
+        log.beat()
+        log.beat()
+        assert log.bring(runner, "notary") is None
+        assert not runner.work("notary")
+        assert runner.lag(log.clock)[0].entries == 0
+        with log.database.read() as session:
+            seen = session.exec(select(SignedHead.reason, SignedHead.size).join(Anchor)).all()
+    assert seen == [("entry", 2), ("entry", 3)]
+    assert peer.seen()[ORIGIN]["size"] == 3
+
+
 @pytest.mark.parametrize("before", [0, 2, 3, 9])
 def test_a_witness_that_has_seen_another_size_is_met_there(peer, before):
     """Whatever the bot believes, the proof is made from where the witness stands (409)."""
@@ -166,14 +193,14 @@ def test_the_runner_stores_each_heads_anchor(peer, tmp_path):
             assert "does not answer" in log.bring(runner, "notary")
         peer.start()
         assert log.bring(runner, "notary") is None
-        log.beat()
+        log.grow(1)
         assert log.bring(runner, "notary") is None
         with log.database.read() as session:
             anchors = session.exec(select(Anchor, SignedHead).where(Anchor.head_id == SignedHead.id)).all()
         assert [(head.size, one.kind, one.follower) for one, head in anchors] == [
             (3, "cosignature", "notary"),
             (15, "cosignature", "notary"),
-            (15, "cosignature", "notary"),
+            (16, "cosignature", "notary"),
         ]
         for one, head in anchors:
             assert verify(add_signatures(head.note, parse_signatures(one.data)), [peer.key.key])
@@ -238,10 +265,10 @@ def test_a_log_that_the_witness_does_not_know_is_said(peer):
         anchor(witness_at(peer), 3, 0, key=Key("other.example.com/log"))
 
 
-def test_a_witness_without_room_for_heartbeats_is_said(peer):
-    """Status 400 names the likely reason."""
+def test_a_head_that_is_not_understood_is_said(peer):
+    """Status 400 says what to look at."""
     peer.answer = lambda _: (400, PLAIN, b"")
-    with pytest.raises(CopyTrouble, match="heartbeats"):
+    with pytest.raises(CopyTrouble, match=r"as it is written.*address"):
         anchor(witness_at(peer), 3, 0)
 
 

@@ -20,7 +20,7 @@ from storage import audit, pruning
 from storage.audit import SYSTEM
 from storage.checkpoint import VerifierKey
 from storage.database import Database
-from storage.models import Feed
+from storage.models import Feed, Request
 from storage.standalone import Kind
 from storage.verify import verify_file
 from workflows import sweep
@@ -108,6 +108,18 @@ def test_what_a_required_copy_holds_back_breaks_no_rule(counter, tmp_path: Path,
     finally:
         counter.hold_nobody()
         archive.runner.stop()
+
+
+def test_an_approval_says_when_it_lapses(counter) -> None:
+    """Attack: a moved ``lapse_at`` keeps an approval alive that should have lapsed; it is found, and only it."""
+    row = counter.approved()
+    assert look(counter).findings == []
+    later = counter.now + timedelta(days=3)
+    with counter.database.write() as session:
+        session.get(Request, row.id).lapse_at = later
+    (found,) = look(counter).findings
+    assert (found.kind, found.request) == (Kind.STATE_WITHOUT_ENTRY, row.id)
+    assert "lapse_at" in found.sentence
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,11 @@ class Desk(Issuer):
                     turn.move(
                         Action.QUORUM,
                         policy=in_force,
-                        data={"approvers": sorted(counted), "granted_seconds": seconds},
+                        data={
+                            "approvers": sorted(counted),
+                            "granted_seconds": seconds,
+                            "lapse_at": now + level.open_within,
+                        },
                         granted_seconds=seconds,
                         lapse_at=now + level.open_within,
                         due_at=now + level.open_within,

@@ -8,6 +8,8 @@ Rules
   dead; should two deliver after all, the copies are idempotent, and the cursor is moved by the holder alone.
 * The first delivery of a process, and the first after a trouble, sends the last acknowledged entry again to a copy that
   can compare: a place that was swapped, or lost what it had acknowledged, is found before anything is added to it.
+* A witness gets no heartbeat: the line of the time in it is an extension, which a strict witness refuses. It has seen
+  that head's size and root already; a time stamp of a heartbeat says something new, and so does one in a copy.
 * No transaction is open while the outside is waited for. What fails is tried again, later each time, with jitter.
 * A copy that is behind for too long is an entry, ``copy:behind``, once for an outage, and ``copy:caught_up`` when all
   of it is there; the row ``*alarm`` keeps which entry said so, and ``*heads`` the newest head that was brought.
@@ -217,7 +219,10 @@ class CopyRunner:
     def _look(self, session: Session, name: str) -> _Work:
         feed, heads = session.get(Feed, (name, ALL)), session.get(Feed, (name, HEADS))
         brought = -1 if heads is None else heads.seq
-        head = session.execute(select(SignedHead).order_by(_H.id.desc()).limit(1)).scalar()
+        query = select(SignedHead).order_by(_H.id.desc()).limit(1)
+        if getattr(self._copies[name], "kind", None) == "cosignature":
+            query = query.where(_H.reason != "heartbeat")
+        head = session.execute(query).scalar()
         is_new = head is not None and (head.id or 0) > brought
         return _Work(-1 if feed is None else feed.seq, _newest(session), head if is_new else None)
 

@@ -9,6 +9,8 @@ Rules
   nothing. Stored is the signature line, as it stands in a note.
 * What the witness says of its own size (status 409) is believed only as the size to prove from. A witness that has seen
   more than there is, or another log of the same size, is an alarm in words: restored from a backup, or rewritten.
+* It is shown heads of three lines only: the runner keeps heartbeats from it, whose line of the time a strict witness
+  refuses. One that takes such lines cosigns them as well.
 * Only hashes and the log's name leave, and the answer is signed, so that TLS may be missing.
 """
 
@@ -122,7 +124,7 @@ class Witness:
         if answer.status == 400:
             return CopyTrouble(
                 f"The witness {self.name} does not take the head as it is written (status 400): "
-                "it may not allow lines of the log's own, which heartbeats have."
+                "is it a witness of C2SP tlog-witness, and is its address the one for submissions?"
             )
         if answer.status == 403:
             return CopyTrouble(
