@@ -154,7 +154,25 @@ def _hold_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wor
 
 def _alarm_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
     why = escape(plain(str(record.data.get("sentence", "")), 500), 600)
-    return f"*ALARM: the log is not signed any more.* {why} Security has to look at it.", []
+    todo = (
+        "Security: leave the database as it is, mend nothing, and run `breakglass verify`; with a copy outside also "
+        "`breakglass verify --against` and its name. Access can still be asked for and revoked, but what is written "
+        "from here on stands under no signed head."
+    )
+    return f"*ALARM: the log is not signed any more.* {why} {todo}", []
+
+
+def _rotate_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    key = f"`{escape(str(record.data.get('new', '')), 300)}`"
+    told = "If none of you knows of this, somebody else signs the log now: call security."
+    if record.data.get("lost"):
+        line = (
+            f"{who} had *the log signed with a new key, and the old one did not sign for it*: it is said to be lost. "
+            f"Whoever trusts the old key must be given the new one by hand, {key}."
+        )
+        return f"{line} {told}", []
+    line = f"{who} had *the log signed with a new key*, and the old one signed for it. Auditors need it: {key}."
+    return f"{line} {told}", []
 
 
 def _behind_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
@@ -221,10 +239,16 @@ def _review_line(record: Record, who: str, _case: Case | None, _name: str) -> Wo
 
 
 def _export_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
-    count = record.data.get("count")
-    return f"{who} exported {plural(count, 'entry') if count == 1 else f'{count} entries'} of the log." if isinstance(
-        count, int
-    ) else f"{who} exported the log.", []
+    data = record.data
+    count = data.get("count")
+    if isinstance(count, int):
+        return f"{who} exported {plural(count, 'entry') if count == 1 else f'{count} entries'} of the log.", []
+    days = [
+        f"{word} {escape(str(data[key]), 40)}" for word, key in (("from", "since"), ("to", "until")) if data.get(key)
+    ]
+    parts = [escape(str(data[key]), 80) for key in ("request", "account") if data.get(key)]
+    part = f" ({', '.join([*parts, *days])})" if parts or days else ""
+    return f"{who} exported the log{part}.", []
 
 
 def _held_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
@@ -325,6 +349,7 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         REJECT: _reject_line,
         APPLY: _apply_line,
         "log:alarm": _alarm_line,
+        "log:rotate": _rotate_line,
         "copy:behind": _behind_line,
         "copy:caught_up": _caught_up_line,
         "copy:reset": _reset_line,

@@ -50,7 +50,7 @@ from bot.lanes import Limits, Turns, back_off
 from storage.audit import read_entries
 from storage.database import DatabaseDown
 from storage.followers.runner import BEHIND
-from storage.heads import ALARM
+from storage.heads import ALARM, ROTATE
 from storage.holder import new_holder
 from storage.models import Post, Request
 from workflows import policy as rules
@@ -75,7 +75,7 @@ _MARGIN: Final = timedelta(seconds=3)  # by which a claim outlives a call
 _AGAIN: Final = 1.0  # seconds until a unit that another follower holds is looked at again
 _LONGEST_WAIT: Final = 300.0
 _PATIENT_TRIES: Final = 3  # for the id behind a group's handle
-_UNTRUSTED: Final = frozenset({BEHIND, ALARM})  # entries that call security
+_UNTRUSTED: Final = frozenset({BEHIND, ALARM, ROTATE})  # entries that call security
 _SKEW: Final = timedelta(hours=1)  # by which Slack's clock and ours may differ
 _PAGES: Final = 50  # of 200 messages, when a post is looked for
 
@@ -552,7 +552,7 @@ class ThreadFollower:
     def _mentions(self, claim: Claim, case: Case | None, records: Iterable[Record]) -> dict[str, str]:
         """Say who is called at which event: leadership and security at the request and at the grant.
 
-        Security alone, when the log cannot be trusted or a copy of it is behind.
+        Security alone, when the log cannot be trusted, its key changes, or a copy of it is behind.
         """
         events = {record.event for record in records if record.refused is None}
         called: dict[str, str] = {}

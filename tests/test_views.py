@@ -347,6 +347,27 @@ def test_what_is_no_user_id_is_no_mention():
         ("review:file", {"outcome": "not_justified", "findings": "f"}, None, "*not justified*"),
         ("log:export", {"count": 1}, None, "exported 1 entry of the log"),
         ("log:export", {"count": 7}, None, "exported 7 entries of the log"),
+        ("log:export", {"format": "bundle"}, None, "<@U0CARL> exported the log."),
+        (
+            "log:export",
+            {"request": "BG-7KQ2", "since": "2026-03-01", "format": "csv"},
+            None,
+            "exported the log (BG-7KQ2, from 2026-03-01).",
+        ),
+        ("log:alarm", {"sentence": "Entry 7 is missing."}, None, "not signed any more.* Entry 7 is missing. Security:"),
+        ("log:alarm", {"sentence": "Entry 7 is missing."}, None, "run `breakglass verify`"),
+        (
+            "log:rotate",
+            {"new": "log.example/x+12ab+AYq", "old": "log.example/x+34cd+AYz", "lost": False},
+            None,
+            "*the log signed with a new key*, and the old one signed for it. Auditors need it: `log.example/x+12ab+",
+        ),
+        (
+            "log:rotate",
+            {"new": "log.example/x+12ab+AYq", "old": None, "lost": True},
+            None,
+            "the old one did not sign for it*: it is said to be lost.",
+        ),
         ("drill:start", {}, None, "<@U0CARL>: drill start"),
     ],
 )
