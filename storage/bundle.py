@@ -31,6 +31,7 @@ from sqlalchemy import func, select
 from storage import audit, export, proofs
 from storage.checkpoint import add_signatures, parse, parse_signatures, write_proof
 from storage.models import Anchor, Entry, SignedHead
+from storage.pruning import APPLY
 from storage.reports import controls, documents, page, paper
 from storage.reports.ocsf import Mapper
 from storage.reports.story import About, Period, Row, Story, Teller, row_of
@@ -190,11 +191,21 @@ class _Bundle:
         self.box.put("certification.txt", documents.certification(about, self.box.hashes["entries.jsonl"]))
         if _STANDALONE.exists():
             self.box.put("verify.py", _STANDALONE.read_bytes())
-        self.box.put("README.txt", documents.read_me(about, note_name, self.box.names(), tuple(self._missing)))
+        self._write_read_me(about, note_name)
         # 5. The list of all of them, and the end.
         self.box.close()
         self._progress(self._count * self._passes, self._count * self._passes)
         return Summary(self._count, len(request_ids), self._size, self._root, note_name, tuple(self._missing))
+
+    def _write_read_me(self, about: About, note_name: str | None) -> None:
+        bodies = select(func.count()).select_from(Entry).where(_E.body.is_(None), *self._conditions)
+        applies = select(_E.seq).where(_E.event == APPLY, _E.body.is_not(None), *self._conditions).order_by(_E.seq)
+        gone = self._session.execute(bodies).scalar_one()
+        pruned_by = list(self._session.execute(applies).scalars()) if gone else []
+        text = documents.read_me(
+            about, note_name, self.box.names(), tuple(self._missing), gone=gone, pruned_by=pruned_by
+        )
+        self.box.put("README.txt", text)
 
     # What it stands at.
 

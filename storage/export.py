@@ -5,7 +5,8 @@ Rules
 * An export stands at one head: it is read in one transaction, and every entry carries its inclusion proof to that head.
 * Bodies go out verbatim. What is for people's eyes stands beside them and is derived from them. Of a body that was
   pruned its leaf hash goes out, with the proof.
-* A selection by time alone is a run of the log without a hole, so that a dropped entry shows.
+* A selection by time alone is a run of the log without a hole, so that a dropped entry shows. One by account or request
+  holds, besides, who had bodies of it pruned: the proposal, its confirmations, and the entry that did it.
 * The log is shown as it is stored: a changed body is exported, and does not verify. Only what has no place in the
   format (a log whose hashes do not lead to its own head) is refused, as :class:`storage.audit.Damaged`.
 * A spreadsheet never runs what somebody typed: cells that could be a formula get a leading apostrophe.
@@ -23,10 +24,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 
 from storage import audit, merkle
-from storage.models import Entry, Request
+from storage.models import Entry, Pruned, Request
+from storage.pruning import APPLY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +49,9 @@ _ONE_LINE: Final = re.compile(r"[\r\n]")
 _PAGE: Final = 500
 _E: Final[Any] = Entry
 _R: Final[Any] = Request
+_P: Final[Any] = Pruned
+_PROPOSE: Final = "retention:propose"
+_CONFIRM: Final = "retention:confirm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +132,32 @@ class Selection:
             in_time.append(_E.request_id == self.request_id)
         if self.account is not None:
             in_time.append(_E.request_id.in_(select(_R.id).where(_R.account == self.account)))
-        return in_time
+        explaining = who_pruned(session, in_time, size)
+        return [or_(and_(*in_time), _E.seq.in_(explaining))] if explaining else in_time
+
+
+def who_pruned(session: Session, conditions: Sequence[Any], size: int) -> list[int]:
+    """Return what explains the bodies that are gone under these conditions, in the log of the first ``size`` entries.
+
+    Each ``retention:apply`` that took one of them, its proposal and the confirmations of that.
+    """
+    query = select(_P.apply_seq).distinct().join(Entry, _E.seq == _P.seq).where(_E.body.is_(None), *conditions)
+    found = {seq for seq in session.execute(query).scalars() if seq < size}
+    if not found:
+        return []
+    said = {}
+    events = (APPLY, _PROPOSE, _CONFIRM)
+    for seq, body in session.execute(select(_E.seq, _E.body).where(_E.event.in_(events), _E.seq < size)):
+        try:
+            said[seq] = audit.parse(body or b"")
+        except ValueError:
+            continue  # changed: it explains nothing
+    proposals = {said[seq].data.get("proposal") for seq in found & said.keys()}
+    for seq, record in said.items():
+        is_of_it = seq in proposals or (record.event == _CONFIRM and record.data.get("proposal") in proposals)
+        if is_of_it and record.refused is None and record.event != APPLY:
+            found.add(seq)
+    return sorted(found)
 
 
 def tree_of(session: Session, size: int | None = None) -> merkle.Tree:

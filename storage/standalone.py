@@ -1462,7 +1462,7 @@ class Export:
                 self._hole(0)
             elif header.since is not None and read_time(entry["at"]) < header.since:
                 self._find(Kind.UNREADABLE, line.seq, "It is from before the time that the header says was selected.")
-        elif not header.is_run and not _is_selected(entry, header):
+        elif not header.is_run and not _is_selected(entry, header) and not _explains_pruning(entry):
             self._find(Kind.UNREADABLE, line.seq, "It does not belong to what the header says was selected.")
         return entry
 
@@ -1561,6 +1561,12 @@ def _is_selected(entry: Mapping[str, Any], header: Header) -> bool:
         and (header.request is None or entry.get("request") == header.request)
         and (header.account is None or "request" in entry)
     )
+
+
+def _explains_pruning(entry: Mapping[str, Any]) -> bool:
+    """Whether it says who had bodies pruned: such entries come with a selection from which something was."""
+    events = ("retention:propose", "retention:confirm", APPLY)
+    return entry["event"] in events and "request" not in entry and "refused" not in entry
 
 
 # Reading lines: ValueError says what is wrong.

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import threading
+import zipfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -703,3 +704,52 @@ def test_a_pruned_log_verifies_in_every_way(shell: World, tmp_path: Path, capsys
         assert main(["export", "--format", form, "-o", str(file)]) == 0
         assert main(["verify", str(file)]) == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "bundle"])
+@pytest.mark.parametrize("chosen", ["request", "account"])
+def test_a_selection_brings_along_who_pruned_of_it(
+    shell: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], chosen: str, form: str
+) -> None:
+    """One request's export holds the proposal, both confirmations and the pruning; then nothing is left unchecked."""
+    gone = shell.request()
+    held = shell.request(LONG_AGO + timedelta(days=1))
+    shell.office.hold(SAM, held, "A court asked for it.", now=NOW)
+    shell.office.reject(SAM, *shell.propose(), now=NOW)  # about the same entries, and explains nothing
+    assert shell.prune().pruned == 2
+    (apply,) = shell.records(APPLY)
+    file = tmp_path / f"log.{'zip' if form == 'bundle' else form}"
+    words = {"request": ["--request", gone], "account": ["--account", "orders-db"]}[chosen]
+    assert main(["export", "--format", form, *words, "-o", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "not in this selection" not in said
+    if form == "bundle":
+        with zipfile.ZipFile(file) as box:
+            lines = box.read("entries.jsonl").decode().splitlines()[1:-1]
+            read_me = box.read("README.txt").decode()
+            everything = b"".join(box.read(name) for name in box.namelist()).decode(errors="replace")
+        bodies = [json.loads(body) for line in lines if (body := json.loads(line)["body"])]
+        aside = [body["event"] for body in bodies if "request" not in body]
+        assert aside == ["retention:propose", "retention:confirm", "retention:confirm", APPLY]
+        assert "2 entries have no body any more" in read_me
+        assert f"entry {apply.seq} (retention:apply)" in read_me
+        assert (held in everything) is (chosen == "account")
+        # The other request's bundle has nothing of it: nothing of that was pruned.
+        assert main(["export", "--format", form, "--request", held, "-o", str(file)]) == 0
+        with zipfile.ZipFile(file) as box:
+            assert b"WHAT WAS PRUNED" not in box.read("README.txt")
+            assert b"retention:apply" not in box.read("entries.jsonl")
+
+
+def test_attack_a_selection_without_the_second_confirmation(shell: World, tmp_path: Path) -> None:
+    """Attack: pruned by one person alone, with the database's key; the selection shows it as the whole log does."""
+    gone = shell.request()
+    with shell.database.write() as session:
+        claimed = pruning.claim(session, ((0, 1),))
+        seq = append(session, event=APPLY, at=NOW, actor=SYSTEM, data=claimed.data() | {"proposal": 1}).seq
+        pruning.prune(session, seq, claimed.ranges)
+    file = tmp_path / "log.jsonl"
+    assert main(["export", "--request", gone, "-o", str(file)]) == 0
+    assert main(["verify", str(file)]) == 4

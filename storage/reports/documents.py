@@ -166,8 +166,19 @@ func check(err error) {
 """
 
 
-def read_me(about: About, note: str | None, members: Sequence[str], missing: Sequence[str]) -> bytes:
-    """Return ``README.txt``."""
+def read_me(
+    about: About,
+    note: str | None,
+    members: Sequence[str],
+    missing: Sequence[str],
+    *,
+    gone: int = 0,
+    pruned_by: Sequence[int] = (),
+) -> bytes:
+    """Return ``README.txt``.
+
+    ``gone``: how many bodies were pruned; ``pruned_by``: the entries ``retention:apply`` that are there.
+    """
     first = "requests/ has its page" if about.is_one_request else "period.html first, then requests/ (a page for each)"
     parts = [
         f"""BREAK-GLASS EVIDENCE
@@ -186,9 +197,34 @@ controls.html, entries.csv, ocsf.jsonl for a SIEM. certification.txt is for a cu
         _STEPS_ALL,
         _signed_steps(note, members) if note else _STEPS_UNSIGNED,
         _COMPLETE_ONE if about.is_one_request or about.selection.get("account") else _COMPLETE_RUN,
+        *([_pruned_part(about, gone, pruned_by)] if gone else []),
         _LIMITS,
     ]
     return "\n".join(parts).encode()
+
+
+def _pruned_part(about: About, gone: int, pruned_by: Sequence[int]) -> str:
+    entries = "entry" if len(pruned_by) == 1 else "entries"
+    listed = ", ".join(str(seq) for seq in pruned_by[:20]) + (", …" if len(pruned_by) > 20 else "")
+    if not pruned_by:
+        said = "No entry here says so: it came later than this selection, or than its head. Ask for it."
+    else:
+        said = (
+            f"Which ones is said by {entries} {listed} (retention:apply), after the proposal and at\n"
+            "   least two people's confirmations (retention:propose, retention:confirm)."
+        )
+    if pruned_by and (about.is_one_request or about.selection.get("account")):
+        said += (
+            " These stand here although they are\n"
+            "   about no request of this selection; they name entries by numbers only, and show nothing of others."
+        )
+    have = "1 entry has" if gone == 1 else f"{gone} entries have"
+    return f"""WHAT WAS PRUNED
+
+   {have} no body any more (null in entries.jsonl): the time to keep it was over.
+   Leaf hash and proof stay, so that all the rest is proved as before; what it said is gone from the log.
+   {said}
+"""
 
 
 _STEPS_ALL: Final = """1. NOTHING WAS DAMAGED ON THE WAY
