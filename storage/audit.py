@@ -55,7 +55,6 @@ _GONE: Final = "Its body is gone, and nothing in the log says that it was pruned
 _E: Final[Any] = Entry  # its columns, in queries: SQLModel types them as the values
 _P: Final[Any] = Pruned
 _HEAD: Final = select(_E.seq, _E.root).order_by(_E.seq.desc()).limit(1)
-_NEWEST: Final = "SELECT seq, peaks FROM entry ORDER BY seq DESC LIMIT 1"
 _INTO: Final = "INSERT INTO entry (seq, request_id, event, at, body, leaf_hash, root, peaks) VALUES"
 _INSERT_SQLITE: Final = f"{_INTO} (?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_POSTGRESQL: Final = f"{_INTO} (%s, %s, %s, %s, %s, %s, %s, %s)"
@@ -164,7 +163,7 @@ def append(
 
     Raises ValueError (naive time, malformed event or id, NaN, body above 60,000 bytes), TypeError (not JSON).
     """
-    last = session.run(_NEWEST)
+    last = session.newest()
     seq, peaks = (last[0] + 1, last[1]) if last else (0, b"")
     body = encode(
         seq=seq,

@@ -6,6 +6,8 @@ Rules
 * One writer at a time, over all threads, processes and machines. :meth:`Database.write` takes the writer's lock before
   it reads anything: SQLite ``BEGIN IMMEDIATE``, PostgreSQL one advisory lock that ends with the transaction. So what
   was read inside is still true at the commit, compare-and-set fails only when it should, and the log has no gap.
+* The writer keeps its connection from one transaction to the next. On PostgreSQL it begins, takes the lock and reads
+  the newest entry in one message. A connection that died meanwhile costs no error: nothing was written on it yet.
 * A reader sees one moment, and cannot write.
 * The log only grows: triggers refuse UPDATE, DELETE, TRUNCATE and every insert that is not the next entry. One change
   gets through: a body becomes NULL, in the transaction whose newest entry says so (``pruning.py``).
@@ -35,7 +37,7 @@ from storage import models  # noqa: F401 - the tables that setup() creates
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy.engine import Connection, ExceptionContext
+    from sqlalchemy.engine import Connection, ExceptionContext, RootTransaction
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -45,6 +47,12 @@ LOCK_SECONDS: Final = 5  # how long a writer waits for another one; Slack's pati
 _POOL_SECONDS: Final = 10
 _POSTGRESQL_LOCK: Final = 0x6272656B676C  # "brekgl": any constant that no other program takes
 _IS_WRITE: Final = "breakglass_is_write"
+_NEWEST: Final = "SELECT seq, peaks FROM entry ORDER BY seq DESC LIMIT 1"
+# Three statements in one message, each with a snapshot of its own: the last one sees what was committed while the
+# second one waited. One statement that locks and reads would see the log as it was before the wait.
+_BEGIN_POSTGRESQL: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK}); {_NEWEST}"
+_IDLE: Final = 0  # PQTRANS_IDLE of libpq
+_BUSY: Final = frozenset({"55P03", "57014"})  # lock_not_available, query_canceled: the server is there
 _GONE: Final = "something in it was refused, and the transaction is gone"
 
 # The parameters of a connection that must not hang when the machine behind it is gone (libpq; milliseconds for the
@@ -204,15 +212,23 @@ class Clash(Exception):
 class Write(Session):
     """The one writing transaction. ``appended`` collects whose entries to wake the followers for ("" for none's).
 
-    ``kind`` is the database's, "sqlite" or "postgresql".
+    ``kind`` is the database's, "sqlite" or "postgresql"; ``newest`` the newest entry's row if it came with the lock.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, transaction: RootTransaction, newest: tuple[Any, ...] | None) -> None:
         super().__init__(connection, expire_on_commit=False)
         self.kind: Final = connection.dialect.name
         self.appended: Final[set[str]] = set()
         self.is_gone = False  # a statement of run() failed
         self._connection: Final = connection
+        self._outer: Final = transaction
+        self._newest = newest
+
+    def newest(self) -> tuple[int, bytes] | None:
+        """Return number and peaks of the log's newest entry; None: there is none. Errors as :meth:`run`."""
+        came, self._newest = self._newest, None  # true only until the next entry is appended
+        found = came or self.run(_NEWEST)
+        return (found[0], found[1]) if found else None
 
     def run(self, statement: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
         """Run one statement as the driver takes it, and return its first row; what the session holds comes before it.
@@ -221,8 +237,7 @@ class Write(Session):
         :class:`DatabaseDown`, :class:`Clash`.
         """
         self.flush()
-        transaction = self._connection.get_transaction()
-        if transaction is None or not transaction.is_active:
+        if not self._outer.is_active:
             # SQLite would commit the statement by itself, outside the writer's lock.
             raise Clash(_GONE)
         try:
@@ -230,8 +245,14 @@ class Write(Session):
         except Exception:
             # SQLite takes back the statement alone: whoever swallows the error would commit all that was before it.
             self.is_gone = True
-            transaction.rollback()
+            self._outer.rollback()
             raise
+
+    def leave(self) -> None:
+        """Let go of the rows, which stay readable, and of the connection, which the next transaction uses."""
+        if self.in_transaction() or len(self.identity_map):
+            self.close()
+        self.bind = None
 
 
 class Database:
@@ -250,6 +271,8 @@ class Database:
         # SQLite's polling and without each holding a connection that a reader needs.
         self._turn: Final = threading.Lock()
         self._writer: int | None = None
+        self._held: Connection | None = None  # the writer's, between two transactions
+        self._closed = 0  # how often: what was in use meanwhile is not kept
         self._engine: Final = create_engine(
             parsed,
             pool_size=16,
@@ -297,20 +320,27 @@ class Database:
         After the commit each of ``woken`` is called with the ids of the requests that entries were appended for.
         Raises :class:`DatabaseDown`, :class:`Clash`; RuntimeError inside another ``write()`` of the same thread.
         """
-        # The transaction is the connection's. A session joins it only when it is used: an entry needs none.
-        with (
-            self._in_turn(),
-            _pool_errors(),
-            self._writes.connect() as connection,
-            connection.begin(),
-            Write(connection) as session,
-        ):
-            self._lock(connection)
-            yield session
-            if session.is_gone:
-                raise Clash(_GONE)
-            if session.in_transaction():
-                session.commit()
+        with self._in_turn():
+            closed = self._closed
+            transaction, newest = self._begin()
+            connection = transaction.connection
+            try:
+                # The transaction is the connection's. A session joins it only when it is used: an entry needs none.
+                with transaction:
+                    session = Write(connection, transaction, newest)
+                    try:
+                        yield session
+                        if session.is_gone:
+                            raise Clash(_GONE)
+                        if session.in_transaction():
+                            session.commit()
+                    finally:
+                        session.leave()
+            finally:
+                if closed == self._closed and _is_idle(connection):
+                    self._held = connection
+                else:
+                    _drop(connection)
         # The lock is free again: a listener may write.
         if session.appended:
             self._wake(frozenset(session.appended))
@@ -328,7 +358,38 @@ class Database:
 
     def close(self) -> None:
         """Close all connections. The object can be used again afterwards."""
+        self._closed += 1
+        held, self._held = self._held, None
+        if held is not None:
+            _drop(held)
         self._engine.dispose()
+
+    def _begin(self) -> tuple[RootTransaction, tuple[Any, ...] | None]:
+        """Begin with the writer's lock; return the transaction, and the newest entry's row if it came along.
+
+        A connection that was kept may have died since. Nothing was written on it, so a new one takes its place.
+        """
+        held, self._held = self._held, None
+        if held is not None:
+            try:
+                return self._begin_on(held)
+            except DatabaseDown as down:
+                if self.kind == "sqlite" or getattr(down.__cause__, "sqlstate", None) in _BUSY:
+                    raise
+        with _pool_errors():
+            connection = self._writes.connect()
+        return self._begin_on(connection)
+
+    def _begin_on(self, connection: Connection) -> tuple[RootTransaction, tuple[Any, ...] | None]:
+        try:
+            if self.kind == "sqlite":
+                return connection.begin(), None
+            driver: Any = connection.connection.driver_connection
+            driver.autocommit = True  # or the driver sends a BEGIN of its own, in a message of its own
+            return connection.begin(), _run(connection, _BEGIN_POSTGRESQL, None)
+        except BaseException:
+            _drop(connection)
+            raise
 
     def _lock(self, connection: Connection) -> None:
         """Take the database's writer lock. With SQLite the transaction has begun with it (``BEGIN IMMEDIATE``)."""
@@ -428,11 +489,14 @@ def _begin_sqlite(connection: Connection) -> None:
     _run(connection, "BEGIN IMMEDIATE" if is_write else "BEGIN")
 
 
-def _run(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
+def _run(connection: Connection, statement: str, values: tuple[Any, ...] | None = ()) -> tuple[Any, ...] | None:
+    """Run one statement, or on PostgreSQL several (without values); return the first row of the last one."""
     driver: Any = connection.connection.driver_connection
     library: Any = connection.dialect.loaded_dbapi
     try:
         cursor = driver.execute(statement, values)
+        while values is None and cursor.nextset():
+            pass
         row: tuple[Any, ...] | None = cursor.fetchone() if cursor.description else None
         cursor.close()
     except library.Error as error:
@@ -446,6 +510,23 @@ def _run(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -
             raise
         raise ours from error
     return row
+
+
+def _is_idle(connection: Connection) -> bool:
+    """Whether the connection is sound and in no transaction, so that the next writer may have it."""
+    if connection.closed or connection.invalidated:
+        return False
+    driver: Any = connection.connection.driver_connection
+    if isinstance(driver, sqlite3.Connection):
+        return not driver.in_transaction
+    return bool(driver.pgconn.transaction_status == _IDLE)
+
+
+def _drop(connection: Connection) -> None:
+    """Close a connection of the writer's for good, whatever state it is in."""
+    if not connection.closed:
+        connection.invalidate()
+        connection.close()
 
 
 def _set_up_postgresql(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
@@ -516,7 +597,7 @@ def _sqlite_sentence(error: sqlite3.Error) -> str:
 
 def _postgresql_sentence(error: BaseException) -> str:
     sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate in {"55P03", "57014"}:  # lock_not_available, query_canceled
+    if sqlstate in _BUSY:
         return "The database is busy: others have been writing for too long."
     if sqlstate == "53100":  # disk_full
         return "The database cannot be written: its disk is full."

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import object_session
 from sqlmodel import select
 
 from storage import audit
-from storage.database import Clash
+from storage.database import Clash, Database
 from storage.models import Entry, Post
 
 if TYPE_CHECKING:
-    from storage.database import Database, Write
+    from storage.database import Write
 
 NOW = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
 COLUMNS = "event, at, body, leaf_hash, root, peaks"
@@ -23,6 +31,12 @@ WRONG = f"INSERT INTO entry (seq, {COLUMNS}) SELECT 99, {COLUMNS} FROM entry"
 def append(session: Write, at: datetime = NOW, request_id: str | None = "BG-1") -> audit.Appended:
     """Append one entry."""
     return audit.append(session, event="test:step", at=at, actor=audit.SYSTEM, request_id=request_id)
+
+
+def append_alone(database: Database) -> None:
+    """Append one entry in a transaction of its own."""
+    with database.write() as session:
+        append(session)
 
 
 def posts(database: Database) -> int:
@@ -103,3 +117,84 @@ def test_what_the_session_holds_is_written_before_the_entry(database: Database) 
         session.add(Post(request_id="BG-1", key="card", target="C1"))
         append(session)
     assert (size(database), posts(database)) == (0, 1)
+
+
+# --- the connection that the writer keeps -----------------------------------------------------------------------------
+
+
+def test_what_was_read_with_the_lock_is_what_the_writer_before_left(database: Database, database_url: str) -> None:
+    """A bot that waits for another one's transaction appends after its entry: it sees the log after the wait."""
+    other = Database(database_url)
+    append_alone(other)
+    waiting = threading.Thread(target=append_alone, args=(other,))
+    with database.write() as session:
+        append(session)
+        waiting.start()
+        if session.kind == "postgresql":
+            while session.run("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") is None:
+                time.sleep(0.01)
+        append(session)
+    waiting.join()
+    other.close()
+    with database.read() as session:
+        assert audit.check(session) is None
+        assert audit.head(session).size == 4
+
+
+def test_crash_of_the_kept_connection_costs_no_error(database: Database, database_url: str) -> None:
+    """The server cuts the connection between two transactions: the next one is written once, on a new connection."""
+    append_alone(database)
+    if database.kind == "postgresql":
+        with psycopg.connect(make_url(database_url).set(drivername="postgresql").render_as_string(False)) as server:
+            server.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'breakglass'"
+            )
+    for _ in range(2):
+        append_alone(database)
+    with database.read() as session:
+        assert audit.check(session) is None
+        assert audit.head(session).size == 3
+
+
+def test_a_session_that_outlived_its_transaction_can_write_nothing(database: Database) -> None:
+    """Whoever keeps the session gets neither into the next transaction on the same connection nor past the lock."""
+    with database.write() as kept:
+        append(kept)
+    with pytest.raises(Clash):
+        append(kept)
+    with database.write() as session:
+        append(session)
+        with pytest.raises(Clash):
+            append(kept)
+        with pytest.raises(UnboundExecutionError):
+            kept.execute(text("DELETE FROM post"))
+    with pytest.raises(UnboundExecutionError):
+        kept.execute(text("DELETE FROM post"))
+    assert size(database) == 2
+
+
+def test_rows_of_one_transaction_are_not_those_of_the_next(database: Database) -> None:
+    """The kept connection keeps no rows: the next transaction reads them anew, and an old one is detached."""
+    with database.write() as session:
+        old = Post(request_id="BG-1", key="card", target="C1")
+        session.add(old)
+    with database.write() as session:
+        new = session.get_one(Post, ("BG-1", "card"))
+        new.target = "C2"
+        assert new is not old
+    assert (old.target, new.target) == ("C1", "C2")
+    assert object_session(old) is None
+
+
+def test_closing_in_the_middle_of_a_transaction_keeps_no_connection(database: Database) -> None:
+    """The transaction ends as it would have; its connection is closed after it, and the next one has its own."""
+    with database.write() as session:
+        append(session)
+        driver = session.connection().connection.driver_connection
+        database.close()
+        append(session)
+    with pytest.raises((sqlite3.ProgrammingError, psycopg.OperationalError), match="closed"):
+        driver.execute("SELECT 1")
+    append_alone(database)
+    assert size(database) == 3
