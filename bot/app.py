@@ -30,6 +30,8 @@ from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, R
 
 from bot import listeners
 from bot.directory import SlackDirectory
+from bot.metrics import Metrics
+from bot.metrics import read as read_metrics
 from bot.thread import ThreadFollower
 from storage.audit import Damaged
 from storage.database import Database, DatabaseDown
@@ -130,7 +132,7 @@ class Listening(SocketModeHandler):
 
 
 class Bot:
-    """The running bot: Socket Mode, the follower that writes Slack, the log's signer and its copies, and the clock."""
+    """The running bot: Socket Mode, who writes Slack, who signs and copies the log, the metrics, and the clock."""
 
     def __init__(
         self,
@@ -141,6 +143,7 @@ class Bot:
         *,
         heads: HeadKeeper | None,
         copies: CopyRunner | None,
+        metrics: Metrics | None,
         courtesy: Courtesy,
         now: Callable[[], datetime],
     ) -> None:
@@ -149,6 +152,7 @@ class Bot:
         self.follower = follower
         self.heads = heads
         self.copies = copies
+        self.metrics = metrics
         self._now = now
         self._handler = Listening(app, settings, courtesy)
         self._clock = BackgroundScheduler(timezone=UTC)
@@ -164,6 +168,8 @@ class Bot:
             self.heads.start()
         if self.copies is not None:
             self.copies.start()
+        if self.metrics is not None:
+            self.metrics.start()
         self._clock.start()
         self._tick()
         self._handler.connect()  # type: ignore[no-untyped-call]
@@ -188,6 +194,8 @@ class Bot:
         if self.copies is not None:
             self.copies.drain(_LAST_SECONDS)
             self.copies.stop()
+        if self.metrics is not None:
+            self.metrics.stop()
         self.desk.database.close()
         log.info("stopped")
 
@@ -268,7 +276,11 @@ def build(
         export=lambda actor, request_id: _export(desk, client, actor, request_id, now()),
         first=courtesy.serving,
     )
-    return Bot(settings, desk, app, follower, heads=heads, copies=copies, courtesy=courtesy, now=now)
+    # 6. Who looks on. Its port is taken last: nothing that fails after it would leave it open.
+    metrics = None
+    if settings.metrics is not None:
+        metrics = Metrics(*settings.metrics, lambda: read_metrics(database, policy.log, now=now()))
+    return Bot(settings, desk, app, follower, heads=heads, copies=copies, metrics=metrics, courtesy=courtesy, now=now)
 
 
 def _copies(

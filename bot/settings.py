@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SLACK_API: Final = "https://slack.com/api/"
+LOOPBACK: Final = "127.0.0.1"
 
 
 class SettingsInvalid(BreakGlassError):
@@ -49,6 +50,7 @@ class Settings:
     vault_namespace: str | None = None
     vault_ca_file: str | None = None
     patience: timedelta = timedelta(seconds=30)
+    metrics: tuple[str, int] | None = None  # host and port; None: there are none
     # The policy names variables that hold the secrets of the log's copies; who builds a copy reads them here.
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -86,6 +88,13 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     if not seconds.isascii() or not seconds.isdigit() or not 1 <= int(seconds) <= 600:
         problems.append("BREAKGLASS_PATIENCE_SECONDS is not a whole number from 1 to 600.")
         seconds = "30"
+    metrics_address, metrics = get("METRICS_ADDRESS"), None
+    if metrics_address:
+        metrics = _address(metrics_address)
+        if metrics is None:
+            problems.append(
+                "METRICS_ADDRESS is not HOST:PORT, as 127.0.0.1:9464, nor a port alone, which is loopback's."
+            )
     if problems:
         raise SettingsInvalid(tuple(problems))
     return Settings(
@@ -101,5 +110,18 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         vault_namespace=get("VAULT_NAMESPACE") or None,
         vault_ca_file=get("VAULT_CACERT") or None,
         patience=timedelta(seconds=int(seconds)),
+        metrics=metrics,
         environment=MappingProxyType(dict(environment)),
     )
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    """Read ``HOST:PORT``, ``[::1]:PORT`` or ``PORT``; None: it is none of them."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") and host.endswith("]") else host
+    is_named = bool(host) or not colon
+    if not is_named or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        return None
+    if ":" in host and not text.startswith("["):
+        return None
+    return host or LOOPBACK, int(port)

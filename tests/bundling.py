@@ -134,6 +134,11 @@ class Writer:
         }
         add(request_id, "review:file", "U0SAM", source="ended", target="reviewed", data=review, after=31_000)
 
+    def entry_count(self) -> int:
+        """How many entries there are."""
+        with self.database.read() as session:
+            return audit.head(session).size
+
     def sign(self, *, reason: str = "entry", cosigned: bool = False, token: bytes | None = None) -> bytes:
         """Sign the newest head, have it cosigned, and give it a time stamp."""
         with self.database.write() as session:

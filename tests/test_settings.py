@@ -31,6 +31,21 @@ def test_a_whole_environment_is_read(whole):
     assert settings.patience.total_seconds() == 30
 
 
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("", None),
+        ("9464", ("127.0.0.1", 9464)),
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("metrics.internal:80", ("metrics.internal", 80)),
+        ("[::1]:9464", ("::1", 9464)),
+    ],
+)
+def test_metrics_are_off_or_on_loopback_unless_a_host_is_named(whole, text, address):
+    """Who gives a port alone opens nothing to the network."""
+    assert from_environment(whole | {"METRICS_ADDRESS": text}).metrics == address
+
+
 def test_every_problem_is_named_at_once():
     """An empty environment gives a sentence for each variable that is needed."""
     with pytest.raises(SettingsInvalid) as invalid:
@@ -51,6 +66,11 @@ def test_every_problem_is_named_at_once():
         ("SLACK_API_URL", "slack"),
         ("BREAKGLASS_PATIENCE_SECONDS", "0"),
         ("BREAKGLASS_PATIENCE_SECONDS", "half a minute"),
+        ("METRICS_ADDRESS", "here"),
+        ("METRICS_ADDRESS", ":9464"),
+        ("METRICS_ADDRESS", "127.0.0.1:0"),
+        ("METRICS_ADDRESS", "127.0.0.1:65536"),
+        ("METRICS_ADDRESS", "::1:9464"),
     ],
 )
 def test_a_malformed_variable_is_named_and_its_value_is_not_repeated(whole, name, value):
