@@ -254,7 +254,7 @@ def _vault(settings: Settings, policy: Policy | None) -> Iterator[Finding]:
 
 def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
     settings = level.settings
-    path = ENGINES[settings.engine].path(settings)
+    path = ENGINES[settings.engine].path(settings.options)
     try:
         child = vault.open_child(settings.token_role, _TRY, display_name="check", metadata={"check": name})
         try:

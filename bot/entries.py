@@ -220,10 +220,16 @@ def _warn_line(_record: Record, _who: str, case: Case | None, _name: str) -> Wor
 
 
 def _end_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
-    if not record.data.get("leases"):
+    out = _number(record.data, "seconds_out")
+    if not out and not record.data.get("leases"):
         return "*Ended.* Vault confirmed that nothing of it is left; no credential had been given out.", []
-    span = say_duration(timedelta(seconds=_number(record.data, "seconds_out")))
-    return f"*Ended.* Vault confirmed that the lease is gone, after {span}. A review is due.", []
+    shown = [escape(str(fact), 200) for fact in _listed(record.data, "shown")]
+    at_target = ""
+    if shown:
+        after = _number(record.data, "shown_after_ms") / 1000
+        at_target = f" At the target, {after:.1f} s after the decision: {', and '.join(shown)}."
+    span = say_duration(timedelta(seconds=out))
+    return f"*Ended.* Vault confirmed that the lease is gone, after {span}.{at_target} A review is due.", []
 
 
 def _fail_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:

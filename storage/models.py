@@ -185,6 +185,7 @@ class Grant(SQLModel, table=True):
     number: int = Field(nullable=False)  # 1, 2, … within the request
     engine: str = Field(nullable=False)
     path: str = Field(nullable=False)  # the Vault path that is read
+    options: dict[str, str] = _json()  # the level's, as they were: an end must not depend on the policy of its day
     lease_prefix: str = Field(nullable=False)
     accessor: str | None = Field(default=None, unique=True)
     lease_id: str | None = Field(default=None, unique=True)

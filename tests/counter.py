@@ -18,8 +18,6 @@ from workflows.desk import Ask, Desk
 from workflows.policy import Person
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from real_parts import Real
 
     from storage.audit import Record
@@ -116,7 +114,7 @@ class Counter(Desk):
 
 
 @pytest.fixture
-def counter(real: Real, database: Database) -> Iterator[Counter]:
+def counter(real: Real, database: Database) -> Counter:
     """A desk on an empty database and a Vault without leases, with the demo's policy and people.
 
     Its clock starts at the true time, since Vault's cannot be moved.
@@ -125,9 +123,10 @@ def counter(real: Real, database: Database) -> Iterator[Counter]:
     for level in (real.read, real.write):
         name = "read" if level is real.read else "write"
         text = text.replace(f"token_role: breakglass-orders-db-{name}", f"token_role: {level.settings.token_role}")
+    # Whatever another test file left in the Vault that they share.
+    real.bao.call("PUT", "sys/leases/revoke-prefix/database/creds", {"sync": True})
     people = People()
     desk = Counter(database, rules.parse(text, name="demo"), people, real.vault(), team=TEAM, patience=PATIENCE)
     desk.now = datetime.now(UTC)
     desk.people = people
-    yield desk
-    real.bao.call("PUT", "sys/leases/revoke-prefix/database/creds", {"sync": True})
+    return desk

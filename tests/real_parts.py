@@ -15,11 +15,13 @@ import pytest
 
 from bot.demo.parts import OpenBao, Postgres
 from bot.demo.vault_setup import LevelSetup, prepare_target, set_up
-from workflows.engines import ENGINES, LevelSettings
+from workflows.engines import ENGINES, LevelSettings, Wish
 from workflows.vault import ChildToken, Vault
 
+WATCH_ROLE = "orders-watch"
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from bot.demo.vault_setup import BotLogin, Target
     from workflows.engines import Credential
@@ -33,6 +35,9 @@ class Grant:
     lease_id: str | None
     lease_prefix: str
     intended_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    request_id: str = "BG-7KQ2"
+    identity: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -74,8 +79,17 @@ class Real:
         engine = ENGINES[settings.engine]
         intended_at = datetime.now(UTC)
         child = vault.open_child(settings.token_role, ttl, display_name=name, metadata={"request": name})
-        credential = engine.issue(vault, child, settings)
-        return credential, Grant(child.accessor, credential.lease_id, engine.lease_prefix(settings), intended_at), child
+        credential = engine.issue(vault, child, settings.options, Wish(name, "U0RITA"))
+        grant = Grant(
+            child.accessor,
+            credential.lease_id,
+            engine.lease_prefix(settings.options),
+            intended_at,
+            name,
+            credential.username,
+            settings.options,
+        )
+        return credential, grant, child
 
     def connect(self, credential: Credential, **more: object) -> psycopg.Connection:
         """Log in at PostgreSQL with the credential."""
@@ -125,12 +139,15 @@ def level_for(pg: Postgres, name: str, group: str, database: str = "orders") -> 
     """Return a level at ``pg`` whose Vault role is ``name``."""
     settings = LevelSettings(
         engine="database",
-        mount="database",
-        vault_role=name,
         token_role=f"bg-{name}",
-        host=pg.host,
-        port=pg.port,
-        database=database,
+        options={
+            "mount": "database",
+            "role": name,
+            "host": pg.host,
+            "port": str(pg.port),
+            "database": database,
+            "watch_role": WATCH_ROLE,
+        },
     )
     return LevelSetup(settings, group, timedelta(minutes=30))
 

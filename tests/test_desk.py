@@ -441,6 +441,27 @@ def test_only_custodians_revoke(counter, who):
     assert counter.fresh(row).state is State.ACTIVE
 
 
+def test_a_request_has_not_ended_while_its_login_is_seen_at_the_target(counter, real):
+    """Vault says gone and PostgreSQL still has the role: it stays "ending", says so, and ends when that is true."""
+    role = real.bao.call("GET", "database/roles/orders-ro")["data"]
+    real.bao.call("POST", "database/roles/orders-ro", role | {"revocation_statements": ["SELECT 1"]})
+    try:
+        row = counter.approved()
+        credential = counter.show(row)
+        counter.revoke(CHEN, row.id, counter.fresh(row).request.version, now=counter.now)
+        assert not counter.finish(row.id, now=counter.now)
+    finally:
+        real.set_up()
+    assert counter.fresh(row).state is State.ENDING
+    assert "1 logins and 0 sessions of it are left" in counter.log_of(row)[-1].data["why"]
+    with psycopg.connect(real.pg.dsn, autocommit=True) as server:
+        server.execute(f'DROP ROLE "{credential.username}"')
+    assert counter.finish(row.id, now=counter.now)
+    told = counter.log_of(row)[-1].data
+    assert told["shown"] == ["its role does not exist", "no session of it is open"]
+    assert told["shown_after_ms"] >= 0
+
+
 def test_two_ends_at_once_are_one_end(counter, real):
     """Done and Revoke in the same moment: one is on record as the end, the other gets a sentence."""
     row = counter.approved()

@@ -20,19 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
-from workflows.engines import ENGINES, LevelSettings
+from workflows.engines import ENGINES, LevelSettings, Wish
 from workflows.engines.database import Login
 from workflows.errors import Invalid, Unavailable, VaultRefused
 
-GOOD = {
-    "engine": "database",
-    "mount": "database",
-    "vault_role": "orders-ro",
-    "token_role": "bg-orders-ro",
-    "host": "127.0.0.1",
-    "port": 5432,
-    "database": "orders",
-}
+GOOD = {"mount": "database", "role": "orders-ro", "host": "127.0.0.1", "port": "5432", "database": "orders"}
 DATABASE = ENGINES["database"]
 
 
@@ -244,6 +236,95 @@ def test_a_failed_clean_up_still_closes_the_door(real, vault):
     assert not real.login_exists(credential.username)
 
 
+# --------------------------------------------------------------------------------------------- what the target shows
+
+
+@pytest.fixture
+def lax(real):
+    """A level whose logins Vault says to be gone, and leaves in place."""
+    role = real.bao.call("GET", "database/roles/orders-ro")["data"]
+    real.bao.call("POST", "database/roles/orders-ro", role | {"revocation_statements": ["SELECT 1"]})
+    yield
+    real.set_up()
+
+
+@pytest.mark.usefixtures("lax")
+def test_a_login_that_vault_forgot_is_seen_at_the_target(real, vault):
+    """Vault calls it gone; that the role can log in, or has a session, is seen, with its name known or lost."""
+    credential, grant, _ = real.open(vault, name="BG-L4XX")
+    session = real.connect(credential)
+    assert real.take_back(vault, grant)
+    for seen in (grant, replace(grant, identity=None)):
+        with pytest.raises(Unavailable, match="1 logins and 1 sessions of it are left") as caught:
+            DATABASE.prove(vault, seen)
+        assert caught.value.reason == "left"
+    with psycopg.connect(real.pg.dsn, autocommit=True) as server:
+        server.execute(f'ALTER ROLE "{credential.username}" NOLOGIN')
+        with pytest.raises(Unavailable, match="0 logins and 1 sessions"):
+            DATABASE.prove(vault, grant)
+        session.close()
+        assert real.until(lambda: real.sessions(credential.username) == 0)
+        assert DATABASE.prove(vault, grant) == ("its role cannot log in", "no session of it is open")
+        server.execute(f'DROP OWNED BY "{credential.username}"')
+        server.execute(f'DROP ROLE "{credential.username}"')
+    assert DATABASE.prove(vault, grant) == ("its role does not exist", "no session of it is open")
+
+
+def test_a_session_of_a_dropped_role_is_seen_and_swept(real, vault):
+    """PostgreSQL lets a session outlive its role; it counts, and the next look ends it."""
+    credential, grant, _ = real.open(vault)
+    assert real.take_back(vault, grant)
+    with psycopg.connect(real.pg.dsn, autocommit=True) as server:
+        server.execute("CREATE ROLE passing LOGIN PASSWORD 'x'")
+        server.execute("GRANT CONNECT ON DATABASE orders TO passing")
+        left = psycopg.connect(real.pg.dsn_for("orders"), user="passing", password="x")
+        server.execute("REVOKE CONNECT ON DATABASE orders FROM passing")
+        server.execute("DROP ROLE passing")
+    with pytest.raises(Unavailable, match="0 logins and 1 sessions"):
+        DATABASE.prove(vault, grant)
+    assert real.until(lambda: _is_cut(left))
+    assert DATABASE.prove(vault, grant)
+    assert credential.username not in DATABASE.identities(vault, grant.options)
+
+
+def test_nothing_is_shown_while_the_target_is_down(real, vault):
+    """A target that does not answer has shown nothing; a level without a role to look with shows nothing either."""
+    _, grant, _ = real.open(vault)
+    assert grant.identity in DATABASE.identities(vault, grant.options)
+    real.pg.stop()
+    try:
+        with pytest.raises(Unavailable, match="cannot be looked at"):
+            DATABASE.prove(vault, grant)
+    finally:
+        real.pg.start()
+    blind = replace(grant, options={key: value for key, value in grant.options.items() if key != "watch_role"})
+    assert DATABASE.prove(vault, blind) == ()
+    assert DATABASE.identities(vault, blind.options) == frozenset()
+
+
+def test_the_watching_login_can_do_nothing_but_look(real, vault):
+    """With the bot's own login at the target no table can be read, nothing made, and no session ended."""
+    credential, _, _ = real.open(vault, name="BG-W4TC")
+    victim = real.connect(credential)
+    watcher = vault.watcher("database/creds/orders-watch")
+    assert vault.watcher("database/creds/orders-watch") is watcher  # the same while it lives
+    with psycopg.connect(
+        real.pg.dsn_for("orders"), user=watcher.data["username"], password=watcher.data["password"], autocommit=True
+    ) as session:
+        for refused in (
+            "SELECT * FROM public.orders",
+            "CREATE TABLE public.mine (id int)",
+            "CREATE ROLE accomplice LOGIN",
+            f"SELECT pg_terminate_backend({victim.info.backend_pid})",
+            "SET ROLE bg_orders_ro",
+            "SET ROLE bgmgr",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                session.execute(refused)
+    assert {credential.username} <= DATABASE.identities(vault, real.read.settings.options)
+    assert watcher.data["username"] not in DATABASE.identities(vault, real.read.settings.options)
+
+
 # --------------------------------------------------------------------------------------------- when the target is down
 
 
@@ -402,10 +483,8 @@ def test_the_secret_is_in_no_repr_and_no_log(real, caplog):
 
 def test_good_settings_say_where_to_read():
     """A level's path and the prefix of its leases come from its mount and role."""
-    level = LevelSettings(**GOOD)
-    for engine in ENGINES.values():
-        assert engine.path(level) == "database/creds/orders-ro"
-        assert engine.lease_prefix(level) == "database/creds/orders-ro"
+    assert DATABASE.path(GOOD) == "database/creds/orders-ro"
+    assert DATABASE.lease_prefix(GOOD) == "database/creds/orders-ro"
 
 
 @pytest.mark.parametrize(
@@ -416,17 +495,21 @@ def test_good_settings_say_where_to_read():
             ("mount", value)
             for value in ("", "/database", "database/", "a//b", "../sys", "a/../b", "data base", "a*", "a?")
         ),
-        *(("vault_role", value) for value in ("", "a/b", "..", "+", "*", "ro\n", "a#b", "röle")),
+        *(("role", value) for value in ("", "a/b", "..", "+", "*", "ro\n", "a#b", "röle")),
         *(("token_role", value) for value in ("", "x/../../root", "*")),
         *(("host", value) for value in ("", "a b", "h'", "db;rm", "$(id)", "-oProxy")),
-        *(("port", value) for value in (0, -1, 65536)),
+        *(("port", value) for value in ("", "0", "-1", "65536", "05432", "54 32")),
         *(("database", value) for value in ("", "a\nb", "\0")),
+        *(("watch_role", value) for value in ("a/b", "*", "orders-ro")),
+        ("unheard_of", "x"),
     ],
 )
 def test_settings_that_would_reach_elsewhere_are_refused(field, value):
     """A name with a slash too many, a glob, a line break or shell words is refused, and the field is named."""
+    good = {"engine": "database", "token_role": "bg-orders-ro", "options": GOOD}
+    bad = {field: value} if field in good else {"options": GOOD | {field: value}}
     with pytest.raises(Invalid) as caught:
-        LevelSettings(**(GOOD | {field: value}))
+        LevelSettings(**(good | bad))
     assert set(caught.value.fields) == {field}
 
 
@@ -436,4 +519,6 @@ def test_a_level_that_vault_does_not_have_is_refused(real, vault):
     with pytest.raises(VaultRefused):
         vault.open_child(settings.token_role, timedelta(minutes=5), display_name="BG-7KQ2", metadata={})
     with pytest.raises(VaultRefused):
-        DATABASE.issue(vault, real.root_child(), replace(real.read.settings, vault_role="nothing"))
+        DATABASE.issue(
+            vault, real.root_child(), dict(settings.options) | {"role": "nothing"}, Wish("BG-7KQ2", "U0RITA")
+        )

@@ -167,7 +167,9 @@ class _World:
         self.driver = Driver(sandbox.url)
         self.client = WebClient(token=sandbox.bot_token, base_url=sandbox.api_url, timeout=5)
         self.directory = SlackDirectory(self.client, TEAM)
-        self.policy = rules.load(ROOT / "bot/demo/breakglass.yml")
+        text = (ROOT / "bot/demo/breakglass.yml").read_text(encoding="utf-8")
+        # There is no target to look at here.
+        self.policy = rules.parse(text.replace("watch_role: orders-watch", ""), name="demo")
         self.running: list[ThreadFollower] = []
         self.desk = Desk(database, self.policy, self.directory, _VaultStandIn(), team=TEAM)
 

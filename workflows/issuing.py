@@ -28,7 +28,7 @@ from sqlmodel import col, select
 
 from storage.models import Entry, Grant, Request, State
 from workflows.door import Case, Door, Turn, database_errors
-from workflows.engines import ENGINES, Credential
+from workflows.engines import ENGINES, Credential, Wish
 from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
 from workflows.lifecycle import Action, allowed_roles, now_is
 from workflows.policy import say_duration
@@ -151,7 +151,8 @@ class Issuer(Door):
                 turn.session.add(grant)
                 turn.move(Action.OPENED, data=_told(grant))
             # 5. The credential itself.
-            credential = ENGINES[settings.engine].issue(self.vault, child, settings)
+            engine = ENGINES[settings.engine]
+            credential = engine.issue(self.vault, child, settings.options, Wish(row.id, row.requester))
             # 6. Only a credential that is on record is shown.
             with self.turn(intent.request_id, now=now) as turn:
                 grant = _intended(turn, intent)
@@ -181,10 +182,13 @@ class Issuer(Door):
         if case.state is not State.ENDING:
             return case.state in (State.ENDED, State.REVIEWED)
         why = "Vault has not confirmed yet that the lease is gone."
+        began = time.monotonic()
+        shown: list[str] = []
         try:
-            gone = all(self._take_back(grant) for grant in case.grants if grant.ended_at is None)
+            gone = all(self._take_back(grant, shown) for grant in case.grants if grant.ended_at is None)
         except (Unavailable, VaultRefused) as error:
             gone, why = False, error.sentence
+        lag = now - case.request.state_at + timedelta(seconds=time.monotonic() - began)
         with self.turn(request_id, now=now) as turn:
             row = turn.row
             if row.version != case.request.version:
@@ -215,6 +219,9 @@ class Issuer(Door):
                     "accessors_sha256": [_sha256(g.accessor) for g in case.grants if g.accessor],
                     "decided_at": row.state_at,
                     "seconds_out": _seconds_out(case, now),
+                    # What was seen at the target itself, and how long after the decision; nothing: nobody can look.
+                    "shown": shown,
+                    "shown_after_ms": lag // timedelta(milliseconds=1) if shown else None,
                     "review_due_at": review_due_at,
                 },
                 review_due_at=review_due_at,
@@ -260,8 +267,9 @@ class Issuer(Door):
             request_id=row.id,
             number=number,
             engine=settings.engine,
-            path=engine.path(settings),
-            lease_prefix=engine.lease_prefix(settings),
+            path=engine.path(settings.options),
+            lease_prefix=engine.lease_prefix(settings.options),
+            options=dict(settings.options),
             intended_at=now,
         )
 
@@ -370,10 +378,11 @@ class Issuer(Door):
                 due_at=_earliest(turn.row.due_at, now + self.patience),
             )
 
-    def _take_back(self, grant: Grant, *, unread: bool = False) -> bool:
-        """Revoke at Vault and say whether nothing is left. ``unread``: Vault refused to give the credential.
+    def _take_back(self, grant: Grant, shown: list[str] | None = None, *, unread: bool = False) -> bool:
+        """Revoke at Vault and say whether nothing is left there, nor at the target, where that can be looked at.
 
-        Raises :class:`Unavailable` when Vault does not answer.
+        What was seen at the target is added to ``shown``. ``unread``: Vault refused to give the credential. Raises
+        :class:`Unavailable` when Vault or the target does not answer, or when something is left at the target.
         """
         if grant.accessor is None:
             return True  # nothing is ever read with a token whose accessor is not on record: step 4 of issue()
@@ -384,6 +393,16 @@ class Issuer(Door):
         known = self._leases_of_others(grant)
         for attempt in range(_CONFIRM_TRIES):
             if engine.is_gone(self.vault, grant, known):
+                try:
+                    seen = engine.prove(self.vault, grant)
+                except Unavailable as error:
+                    # What is left at the target may be on its way out.
+                    if error.reason != "left" or attempt == _CONFIRM_TRIES - 1:
+                        raise
+                    time.sleep(_CONFIRM_PAUSE)
+                    continue
+                if shown is not None:
+                    shown.extend(seen)
                 return True
             if attempt == 1:
                 engine.hurry(self.vault, grant)

@@ -31,7 +31,7 @@ from workflows.engines import ENGINES, LevelSettings
 from workflows.errors import BreakGlassError, Invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from workflows.log_rules import LogRules
@@ -189,19 +189,18 @@ def load(path: Path) -> Policy:
         raise PolicyInvalid(name, [Problem(line, "", "This is not UTF-8 text; save the file as UTF-8.")]) from None
 
 
-def parse(text: str, *, name: str, engines: Collection[str] | None = None) -> Policy:
-    """Check the text of a policy; ``name`` is what problems call it, ``engines`` the known ones (default: all).
+def parse(text: str, *, name: str) -> Policy:
+    """Check the text of a policy; ``name`` is what problems call it.
 
     Raises :class:`PolicyInvalid` with every problem.
     """
-    reader = _Reader(text, tuple(ENGINES) if engines is None else tuple(engines))
+    reader = _Reader(text)
     policy = reader.policy()
     if policy is None or reader.problems:
         raise PolicyInvalid(name, reader.problems)
     return policy
 
 
-_SETTINGS: Final = ("engine", "mount", "role", "token_role", "host", "port", "database")  # of a level
 _STR: Final = "tag:yaml.org,2002:str"
 _INT: Final = "tag:yaml.org,2002:int"
 _BOOL: Final = "tag:yaml.org,2002:bool"
@@ -223,9 +222,8 @@ class _Reader:
     Every method records what is wrong and goes on with a falsy value ("", 0, empty), so that one run tells all.
     """
 
-    def __init__(self, text: str, engines: tuple[str, ...]) -> None:
+    def __init__(self, text: str) -> None:
         self.text = text
-        self.engines = engines
         self.problems: list[Problem] = []
 
     def fail(self, at: _At, sentence: str) -> None:
@@ -393,6 +391,9 @@ class _Reader:
         node = at.node
         if isinstance(node, yaml.ScalarNode) and node.tag == _INT and re.fullmatch("0|[1-9][0-9]{0,17}", node.value):
             return str(node.value)
+        if isinstance(node, yaml.ScalarNode) and node.tag == _INT:
+            self.fail(at, "Write a whole number in plain digits.")
+            return ""
         words = self._scalar(at)
         if len(words) > 500 or any(unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp"} for c in words):
             self.fail(at, "This must be one line of at most 500 characters.")
@@ -481,8 +482,13 @@ class _Reader:
 
     def level(self, name: str, at: _At, custodians: tuple[str, ...]) -> Level | None:
         times = ("quorum", "longest", "default", "answer_within")
-        found = self.mapping(at, ("title", *_SETTINGS, *times), ("open_within",))
-        settings = self.settings(found)
+        engine = self.engine(at)
+        # Without an engine it is not known which keys there should be.
+        known = [ENGINES[engine]] if engine else list(ENGINES.values())
+        keys = {key: bool(engine) and is_required for one in known for key, is_required in one.keys.items()}
+        required = [key for key, is_required in keys.items() if is_required]
+        found = self.mapping(at, ("title", "engine", "token_role", *required, *times), (*keys, "open_within"))
+        settings = self.settings(engine, found, keys)
         quorum = self.number(found.get("quorum"), 1, 100)
         if quorum and custodians and quorum > len(custodians) and all(USER.fullmatch(c) for c in custodians):
             self.fail(
@@ -511,31 +517,32 @@ class _Reader:
             open_within=open_within,
         )
 
-    def settings(self, found: Mapping[str, _At]) -> LevelSettings | None:
+    def engine(self, at: _At) -> str:
+        """Read which engine a level has: its other keys depend on it. "" when there is none, or no such one."""
+        nodes = at.node.value if isinstance(at.node, yaml.MappingNode) else ()
+        for key_node, value in nodes:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value == "engine":
+                here = _At(value, key_node.start_mark.line + 1, _join(at.where, "engine"))
+                engine = self._scalar(here)
+                if engine and engine not in ENGINES:
+                    known = ", ".join(sorted(ENGINES))
+                    self.fail(here, f"There is no such engine; the engines are: {known}.")
+                    return ""
+                return engine
+        return ""
+
+    def settings(self, engine: str, found: Mapping[str, _At], keys: Mapping[str, object]) -> LevelSettings | None:
         """Read the engine's settings; what is wrong with one does not hide what is wrong with another."""
-        port = self.number(found.get("port"), 1, 65535)
-        words = {key: self._scalar(found[key]) for key in _SETTINGS if key in found and key != "port"}
-        engine = words.get("engine", "")
-        if engine and engine not in self.engines:
-            self.fail(found["engine"], f"There is no such engine; the engines are: {', '.join(sorted(self.engines))}.")
-            return None
-        # A good value stands in for what is absent or was already reported.
-        standing = (
-            dict.fromkeys(_SETTINGS, "x") | {"engine": next(iter(ENGINES))} | {k: w for k, w in words.items() if w}
-        )
+        options = {key: self.word(at) for key, at in found.items() if key in keys}
+        token_role = self._scalar(found["token_role"]) if "token_role" in found else ""
+        if not engine or not token_role or not all(options.values()):
+            return None  # reported already
         try:
-            return LevelSettings(
-                engine=standing["engine"],
-                mount=standing["mount"],
-                vault_role=standing["role"],
-                token_role=standing["token_role"],
-                host=standing["host"],
-                port=port or 1,
-                database=standing["database"],
-            )
+            return LevelSettings(engine=engine, token_role=token_role, options=MappingProxyType(options))
         except Invalid as error:
-            for name, sentence in error.fields.items():
-                self.fail(found["role" if name == "vault_role" else name], f"{sentence} Correct it.")
+            for key, sentence in error.fields.items():
+                if key in found:  # what is missing is reported already
+                    self.fail(found[key], f"{sentence} Correct it.")
             return None
 
 

@@ -21,6 +21,7 @@ import base64
 import binascii
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -144,6 +145,7 @@ class Vault:
         self._login_turn = threading.Lock()
         self._look_next: datetime | None = None
         self._of_thread = threading.local()
+        self._watchers: dict[str, tuple[float, Secret]] = {}
 
     def __repr__(self) -> str:
         return f"Vault({self._address!r})"
@@ -184,14 +186,47 @@ class Vault:
         """
         answer = self._send(child.token, "get", path)
         self._must(answer, f"read {path!r}", quiet=True)
-        body = answer.body
-        lease_id = str(body.get("lease_id") or "")
-        if not answer.data or not lease_id:
-            # A static role answers without a lease: nothing would ever take that credential back.
-            raise VaultRefused(f"Vault gave no lease for {path!r}, so that what it gave could not be taken back.")
-        return Secret(
-            answer.data, lease_id, timedelta(seconds=body.get("lease_duration") or 0), str(body.get("request_id"))
-        )
+        return _leased(answer, path)
+
+    def write_as(self, child: ChildToken, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write to ``path`` (such as ``ssh/sign/shop``) with the grant's own token and return the answer's data.
+
+        What comes back has no lease: nothing at Vault takes it back. Raises Unavailable, VaultRefused.
+        """
+        answer = self._send(child.token, "post", path, body)
+        self._must(answer, f"write to {path!r}", quiet=True)
+        return answer.data
+
+    def write_own(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write to ``path`` with the bot's own token and return the answer's data. Raises Unavailable, VaultRefused."""
+        answer = self._own("post", path, body)
+        self._must(answer, f"write to {path!r}", quiet=True)
+        return answer.data
+
+    def watcher(self, path: str) -> Secret:
+        """Return a credential of the bot's own, with which it only looks at a target; the same while it lives.
+
+        It ends with the bot's token. Raises Unavailable, VaultRefused.
+        """
+        known = self._watchers.get(path)
+        if known is not None and time.monotonic() < known[0]:
+            return known[1]
+        answer = self._own("get", path)
+        self._must(answer, f"read {path!r}", quiet=True)
+        secret = _leased(answer, path)
+        # Not up to its last moment: whoever gets it now uses it for a while.
+        self._watchers[path] = (time.monotonic() + secret.lease_duration.total_seconds() * 0.8, secret)
+        return secret
+
+    def forget_watcher(self, path: str) -> None:
+        """Ask for another next time: its target does not take this one."""
+        self._watchers.pop(path, None)
+
+    def end_watcher(self, path: str) -> None:
+        """Have the watching credential ended now, as its target may sweep then. Raises Unavailable, VaultRefused."""
+        known = self._watchers.pop(path, None)
+        if known is not None:
+            self.revoke_lease(known[1].lease_id, sync=True)
 
     def revoke_accessor(self, accessor: str) -> None:
         """End a grant's token and put its leases up for revocation; one that is gone already is fine.
@@ -391,6 +426,7 @@ class Vault:
             if not isinstance(auth, dict) or not auth.get("client_token"):
                 raise Unavailable("Vault's answer to the login has no token in it.")
             self._token = str(auth["client_token"])
+            self._watchers.clear()  # they were the old token's leases
             self._look_next = None
             return self._token
 
@@ -482,6 +518,17 @@ class Vault:
             meaning = {401: "it does not know who asks", 403: "permission denied", 404: "there is no such thing"}
             raise VaultRefused(f"Vault refused to {what}: {meaning.get(status, 'it calls that invalid')}{said}.")
         raise Unavailable(f"Vault failed to {what}: status {status}{said}.")
+
+
+def _leased(answer: _Answer, path: str) -> Secret:
+    body = answer.body
+    lease_id = str(body.get("lease_id") or "")
+    if not answer.data or not lease_id:
+        # A static role answers without a lease: nothing would ever take that credential back.
+        raise VaultRefused(f"Vault gave no lease for {path!r}, so that what it gave could not be taken back.")
+    return Secret(
+        answer.data, lease_id, timedelta(seconds=body.get("lease_duration") or 0), str(body.get("request_id"))
+    )
 
 
 def _whole_seconds(ttl: timedelta) -> int:

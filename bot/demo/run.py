@@ -190,7 +190,7 @@ class Demo:
         self.policy_file.write_text(text, encoding="utf-8")
         target = prepare_target(self.pg)
         levels = [
-            LevelSetup(level.settings, GROUPS[level.settings.vault_role], level.longest)
+            LevelSetup(level.settings, GROUPS[level.settings.options["role"]], level.longest)
             for account in rules.load(self.policy_file).accounts.values()
             for level in account.levels.values()
         ]

@@ -25,6 +25,7 @@ import psycopg
 from psycopg import sql
 
 from bot.demo.parts import PartFailed, call
+from workflows.engines import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +52,22 @@ CREATION: Final = (
     ),
 )
 
+# What the bot looks at the target with: its group may connect, and so see who else is connected and which roles there
+# are, and has no other right.
+WATCH_GROUP: Final = "bg_watch"
+WATCH_CREATION: Final = (
+    (
+        "CREATE ROLE \"{{name}}\" LOGIN INHERIT PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' "
+        f'CONNECTION LIMIT 8 IN ROLE "{WATCH_GROUP}"'
+    ),
+)
+_SWEEP: Final = (
+    "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid=a.usesysid "
+    "WHERE a.usesysid IS NOT NULL AND a.usesysid<>0 AND r.oid IS NULL"
+)
+WATCH_REVOCATION: Final = ('DROP ROLE IF EXISTS "{{name}}"', _SWEEP)
+WATCH_TTL: Final = 3600  # seconds
+
 # Statements run in one transaction, and any failure would roll the NOLOGIN back: hence the COMMIT behind it, which is a
 # habit of Vault's plugin and held by a test. Only when no new session can start are the open ones ended, twice: at
 # once, then waiting for each. What the login owns goes to the manager, since a plain DROP fails on a temporary table.
@@ -69,10 +86,7 @@ REVOCATION: Final = (
         'GRANT "{{name}}" TO "{manager}"; REASSIGN OWNED BY "{{name}}" TO "{manager}"; '
         'DROP OWNED BY "{{name}}"; DROP ROLE "{{name}}"'
     ),
-    (
-        "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid=a.usesysid "
-        "WHERE a.usesysid IS NOT NULL AND a.usesysid<>0 AND r.oid IS NULL"
-    ),
+    _SWEEP,
 )
 
 
@@ -138,7 +152,11 @@ def prepare_target(
             )
             target.execute(sql.SQL("GRANT pg_signal_backend TO {}").format(role))
             target.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), role))
-            for group in groups:
+            watch = sql.Identifier(WATCH_GROUP)
+            if target.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [WATCH_GROUP]).fetchone() is None:
+                target.execute(sql.SQL("CREATE ROLE {}").format(watch))
+            target.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), watch))
+            for group in (*groups, WATCH_GROUP):
                 # From PostgreSQL 16 on, CREATEROLE alone does not let it hand out a role that it did not create.
                 target.execute(sql.SQL("GRANT {} TO {} WITH ADMIN OPTION").format(sql.Identifier(group), role))
     except psycopg.Error as error:
@@ -160,10 +178,10 @@ def set_up(address: str, root_token: str, target: Target, levels: Iterable[Level
     levels = tuple(levels)
     # 1. The database engine: one mount, one connection per database.
     mounted = ask("GET", "sys/mounts")["data"]
-    for mount in sorted({level.settings.mount for level in levels}):
+    for mount in sorted({level.settings.options["mount"] for level in levels}):
         if f"{mount}/" not in mounted:
             ask("POST", f"sys/mounts/{mount}", {"type": "database"})
-        here = [level for level in levels if level.settings.mount == mount]
+        here = [level for level in levels if level.settings.options["mount"] == mount]
         ask(
             "POST",
             f"{mount}/config/{target.database}",
@@ -176,7 +194,7 @@ def set_up(address: str, root_token: str, target: Target, levels: Iterable[Level
                 # Otherwise the passwords of the logins reach the server's log in clear text.
                 "password_authentication": "scram-sha-256",
                 "username_template": USERNAME,
-                "allowed_roles": [level.settings.vault_role for level in here],
+                "allowed_roles": sorted({role for level in here for role in _roles(level.settings)}),
                 "max_open_connections": 8,
             },
         )
@@ -190,7 +208,7 @@ def set_up(address: str, root_token: str, target: Target, levels: Iterable[Level
         settings = level.settings
         ask(
             "POST",
-            f"{settings.mount}/roles/{settings.vault_role}",
+            f"{settings.options['mount']}/roles/{settings.options['role']}",
             {
                 "db_name": target.database,
                 "creation_statements": filled(CREATION),
@@ -199,6 +217,18 @@ def set_up(address: str, root_token: str, target: Target, levels: Iterable[Level
                 "max_ttl": seconds,
             },
         )
+        if "watch_role" in settings.options:
+            ask(
+                "POST",
+                f"{settings.options['mount']}/roles/{settings.options['watch_role']}",
+                {
+                    "db_name": target.database,
+                    "creation_statements": list(WATCH_CREATION),
+                    "revocation_statements": list(WATCH_REVOCATION),
+                    "default_ttl": WATCH_TTL,
+                    "max_ttl": WATCH_TTL,
+                },
+            )
         only = f"breakglass-{settings.token_role}"
         ask("PUT", f"sys/policies/acl/{only}", {"policy": level_policy(settings)})
         ask(
@@ -239,7 +269,12 @@ def set_up(address: str, root_token: str, target: Target, levels: Iterable[Level
 
 def level_policy(settings: LevelSettings) -> str:
     """Return the policy (HCL) of a level's child tokens: that one path."""
-    return f'path "{settings.mount}/creds/{settings.vault_role}" {{\n  capabilities = ["read"]\n}}\n'
+    path = ENGINES[settings.engine].path(settings.options)
+    return f'path "{path}" {{\n  capabilities = ["read"]\n}}\n'
+
+
+def _roles(settings: LevelSettings) -> list[str]:
+    return [settings.options[key] for key in ("role", "watch_role") if key in settings.options]
 
 
 def bot_policy(levels: Sequence[LevelSettings]) -> str:
@@ -264,13 +299,21 @@ def bot_policy(levels: Sequence[LevelSettings]) -> str:
         _allow(f"auth/token/create/{token_role}", "create", "update", only=sent)
         for token_role in sorted({level.token_role for level in levels})
     ]
-    prefixes = sorted({f"{level.mount}/creds/{level.vault_role}" for level in levels})
+    prefixes = sorted({ENGINES[level.engine].lease_prefix(level.options) for level in levels})
     for prefix in prefixes:
         # LIST needs sudo, with and without the slash at the end.
         blocks += [_allow(f"sys/leases/lookup/{prefix}{end}", "list", "sudo") for end in ("", "/")]
-    globs = ", ".join(f'"{prefix}/*"' for prefix in prefixes)
+    watched = sorted(
+        f"{level.options['mount']}/creds/{level.options['watch_role']}"
+        for level in levels
+        if "watch_role" in level.options
+    )
+    globs = ", ".join(f'"{prefix}/*"' for prefix in (*prefixes, *dict.fromkeys(watched)))
     # Without the globs it could revoke anybody's lease.
     blocks.append(_allow("sys/leases/revoke", "update", only=f'"lease_id" = [{globs}], "sync" = [true, false]'))
+    if watched:
+        blocks.append("# Logins that can only look at a target, to see there that a credential is gone.")
+        blocks += [_allow(path, "read") for path in dict.fromkeys(watched)]
     blocks.append("# The log's heads: sign them, and see what with.")
     blocks.append(_allow(f"{LOG_MOUNT}/sign/{LOG_KEY}", "update", only='"input" = [], "key_version" = []'))
     blocks.append(_allow(f"{LOG_MOUNT}/keys/{LOG_KEY}", "read"))

@@ -36,7 +36,9 @@ def test_the_night_is_handed_over_and_verifies(night: Demo, tmp_path: Path) -> N
     """Everything, signed by Vault's key and with a PDF of each request: names are Slack's, the verifier is content."""
     file = tmp_path / "evidence.zip"
     done = run(night, "export", "--format", "bundle", "-o", str(file))
-    assert (done.returncode, done.stderr) == (0, "")
+    # A busy machine may need long enough for the progress to be told; nothing else is said there.
+    said = [line for line in done.stderr.splitlines() if not line.endswith(" % …")]
+    assert (done.returncode, said) == (0, [])
     assert "at the signed head" in done.stdout
     key = run(night, "log", "key").stdout.strip()
     with zipfile.ZipFile(file) as box:

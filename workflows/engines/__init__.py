@@ -1,12 +1,13 @@
 """Where does a credential come from, and how is it shown to be gone?
 
 An engine turns the settings of a level into calls to Vault. A new one is one file and one line in :data:`ENGINES`; the
-contract tests run over the registry.
+contract tests run over the registry, and ``ENGINES.md`` walks through one.
 
 Rules
 -----
 * A credential is read by the grant's own child token, never by the bot's.
 * ``is_gone`` says True only when Vault has shown it: what was not shown counts as still there.
+* ``prove`` then looks at the target itself, with a credential of the bot's that can do nothing else.
 * Ending is revoking the child token's accessor; an engine only confirms that, and hurries what got stuck.
 """
 
@@ -16,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from workflows.engines.database import PostgreSQL
+from workflows.engines.database import Database
 from workflows.errors import Invalid
 
 if TYPE_CHECKING:
@@ -25,47 +26,47 @@ if TYPE_CHECKING:
 
     from workflows.vault import ChildToken, Vault
 
-# Names become parts of a Vault path and of a policy: a slash too many, a glob or ".." would reach somewhere else.
-_MOUNT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9_-]*)*")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-# These become words of a connection string and of a shell line.
-_HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelSettings:
     """Where a level's credential comes from and what it opens.
 
-    ``mount`` and ``vault_role`` name the secrets engine and its role, ``token_role`` the token role whose only policy
-    may read there. ``host``, ``port`` and ``database`` are what the responder connects to. Raises :class:`Invalid`,
-    with the field, for what cannot be a name.
+    ``token_role`` names the token role whose only policy may read the credential's path; ``options`` are the keys that
+    the engine knows (:attr:`Engine.keys`), as text. Raises :class:`Invalid`, with the field, for what cannot be.
     """
 
     engine: str
-    mount: str
-    vault_role: str
     token_role: str
-    host: str
-    port: int
-    database: str
+    options: Mapping[str, str]
 
     def __post_init__(self) -> None:
         problems: dict[str, str] = {}
-        if self.engine not in ENGINES:
+        engine = ENGINES.get(self.engine)
+        if engine is None:
             problems["engine"] = f"There is no engine {self.engine!r}; there is {', '.join(sorted(ENGINES))}."
-        if not _MOUNT.fullmatch(self.mount):
-            problems["mount"] = f"{self.mount!r} is not the path of a Vault mount."
-        for name in ("vault_role", "token_role"):
-            if not _NAME.fullmatch(getattr(self, name)):
-                problems[name] = f"{getattr(self, name)!r} is not the name of a Vault role."
-        if not _HOST.fullmatch(self.host):
-            problems["host"] = f"{self.host!r} is not a host name or an address."
-        if not 0 < self.port < 65536:
-            problems["port"] = f"{self.port!r} is not a TCP port."
-        if not self.database or not self.database.isprintable():
-            problems["database"] = "The database has no usable name."
+        else:
+            for key in sorted(self.options.keys() - engine.keys.keys()):
+                problems[key] = f"The engine {self.engine} does not know {key!r}."
+            for key, is_required in engine.keys.items():
+                if is_required and not self.options.get(key):
+                    problems[key] = f"The engine {self.engine} needs {key!r}."
+            if not problems:
+                problems |= engine.problems(self.options)
+        if not _NAME.fullmatch(self.token_role):
+            problems["token_role"] = f"{self.token_role!r} is not the name of a Vault role."
         if problems:
             raise Invalid(" ".join(problems.values()), fields=problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """For whom a credential is made, and what they brought: a public key, for engines that sign one."""
+
+    request_id: str
+    requester: str
+    public_key: str | None = None
 
 
 class Credential(Protocol):
@@ -76,8 +77,8 @@ class Credential(Protocol):
         """The name at the target: not a secret, and what uses are attributed by."""
 
     @property
-    def lease_id(self) -> str:
-        """Vault's handle."""
+    def lease_id(self) -> str | None:
+        """Vault's handle; None when what was given has none and ends with its token."""
 
     @property
     def ttl(self) -> timedelta:
@@ -89,6 +90,10 @@ class Credential(Protocol):
 
 class Held(Protocol):
     """What an engine needs to know of a grant that is to be gone; a stored grant is one."""
+
+    @property
+    def request_id(self) -> str:
+        """The request, after which the identity at the target is named."""
 
     @property
     def accessor(self) -> str | None:
@@ -103,6 +108,14 @@ class Held(Protocol):
         """What the lease's id begins with, without the last slash."""
 
     @property
+    def identity(self) -> str | None:
+        """The name at the target; None when the bot died before recording it."""
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The level's options as they were when the grant was decided."""
+
+    @property
     def intended_at(self) -> datetime:
         """When the grant was decided, before Vault was called."""
 
@@ -110,14 +123,25 @@ class Held(Protocol):
 class Engine(Protocol):
     """A source of credentials. Each method raises Unavailable or VaultRefused as :class:`Vault` does."""
 
-    def path(self, level: LevelSettings) -> str:
-        """Return the Vault path that the child token reads."""
+    @property
+    def keys(self) -> Mapping[str, bool]:
+        """The options of a level, and whether each is required."""
 
-    def lease_prefix(self, level: LevelSettings) -> str:
+    @property
+    def needs_public_key(self) -> bool:
+        """Whether the requester brings a public key."""
+
+    def problems(self, options: Mapping[str, str]) -> dict[str, str]:
+        """Return what is wrong with known options that are all there: a sentence by key."""
+
+    def path(self, options: Mapping[str, str]) -> str:
+        """Return the Vault path that the child token reads or writes."""
+
+    def lease_prefix(self, options: Mapping[str, str]) -> str:
         """Return what the ids of the level's leases begin with, without the last slash."""
 
-    def issue(self, vault: Vault, child: ChildToken, level: LevelSettings) -> Credential:
-        """Read a credential with the grant's own token."""
+    def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Credential:
+        """Make a credential with the grant's own token."""
 
     def is_gone(self, vault: Vault, grant: Held, known_lease_ids: frozenset[str]) -> bool:
         """Whether Vault has shown that neither the grant's token nor its lease is left.
@@ -132,5 +156,15 @@ class Engine(Protocol):
         Raises Unavailable when the target still does not answer.
         """
 
+    def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:
+        """Look at the target, once Vault says gone, and return what was seen there, each in a few words.
 
-ENGINES: Final[Mapping[str, Engine]] = {"database": PostgreSQL()}
+        Empty when the level has no way to look. Raises Unavailable when something of it is left there (code ``left``:
+        look again in a moment), or when the target does not answer: then nothing was shown.
+        """
+
+    def identities(self, vault: Vault, options: Mapping[str, str]) -> frozenset[str]:
+        """Return the names at the target that carry the mark of an emergency grant; empty when nobody can look."""
+
+
+ENGINES: Final[Mapping[str, Engine]] = {"database": Database()}

@@ -8,26 +8,40 @@ Rules
   role: whatever was issued since the grant was decided and is on nobody's record may be it.
 * Such a lease is revoked by hand only when its time is over. One that still has time left is somebody else's: a token
   that ends puts an end to the time of its leases at once.
+* Whether the login can still do something is then seen at the target, with a login of the bot's that has no rights but
+  to connect (``watch_role``); a session counts also when its role is dropped already.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, LiteralString
+
+import psycopg
 
 from workflows.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from workflows.engines import Held, LevelSettings
+    from workflows.engines import Held, Wish
     from workflows.vault import ChildToken, Lease, Vault
+
+# Names become parts of a Vault path and of a policy: a slash too many, a glob or ".." would reach somewhere else.
+MOUNT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9_-]*)*")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# These become words of a connection string and of a shell line.
+HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*")
+PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 
 # How far Vault's clock may be behind the bot's. Too much only waits for a stranger's lease to be recorded; too little
 # would overlook the lease that is looked for.
 CLOCK_SKEW: Final = timedelta(seconds=60)
+_SECONDS: Final = 5  # to connect, and for a question
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +66,58 @@ class Login:
         return (f"PGPASSWORD={shlex.quote(self.password)} psql {shlex.quote(target)}",)
 
 
-class PostgreSQL:
+class Database:
     """Vault's database secrets engine with its PostgreSQL plugin; one Vault role per level."""
 
-    def path(self, level: LevelSettings) -> str:
+    keys: Final = {
+        "mount": True,
+        "role": True,
+        "host": True,
+        "port": True,
+        "database": True,
+        "watch_role": False,  # of the same mount: what the bot looks at the target with
+    }
+    needs_public_key: Final = False
+
+    def problems(self, options: Mapping[str, str]) -> dict[str, str]:
+        """Return what is wrong, by key."""
+        found: dict[str, str] = {}
+        if not MOUNT.fullmatch(options["mount"]):
+            found["mount"] = f"{options['mount']!r} is not the path of a Vault mount."
+        for key in ("role", "watch_role"):
+            if key in options and not NAME.fullmatch(options[key]):
+                found[key] = f"{options[key]!r} is not the name of a Vault role."
+        if options.get("watch_role") == options["role"]:
+            found["watch_role"] = "The bot would look with a credential of the level itself: name another role."
+        if not HOST.fullmatch(options["host"]):
+            found["host"] = f"{options['host']!r} is not a host name or an address."
+        if not PORT.fullmatch(options["port"]) or int(options["port"]) > 65535:
+            found["port"] = f"{options['port']!r} is not a TCP port."
+        if not options["database"].isprintable():
+            found["database"] = "The database has no usable name."
+        return found
+
+    def path(self, options: Mapping[str, str]) -> str:
         """Return the path whose reading creates a user."""
-        return f"{level.mount}/creds/{level.vault_role}"
+        return f"{options['mount']}/creds/{options['role']}"
 
-    def lease_prefix(self, level: LevelSettings) -> str:
+    def lease_prefix(self, options: Mapping[str, str]) -> str:
         """Return the path again: lease ids begin with what was read."""
-        return self.path(level)
+        return self.path(options)
 
-    def issue(self, vault: Vault, child: ChildToken, level: LevelSettings) -> Login:
+    def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Login:  # noqa: ARG002
         """Create a user and return its login. Raises Unavailable (also when PostgreSQL is down), VaultRefused."""
-        secret = vault.read_as(child, self.path(level))
+        path = self.path(options)
+        secret = vault.read_as(child, path)
         username, password = secret.data.get("username"), secret.data.get("password")
         if not isinstance(username, str) or not isinstance(password, str) or not username or not password:
-            raise Unavailable(f"What Vault gave for {self.path(level)!r} is not a database login.")
+            raise Unavailable(f"What Vault gave for {path!r} is not a database login.")
         return Login(
             username,
             password,
-            level.host,
-            level.port,
-            level.database,
+            options["host"],
+            int(options["port"]),
+            options["database"],
             secret.lease_id,
             min(child.ttl, secret.lease_duration),
         )
@@ -100,6 +143,44 @@ class PostgreSQL:
             if lease.ttl <= timedelta(0):
                 vault.revoke_lease(lease.lease_id, sync=True)
 
+    def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:
+        """See that the login does not exist at PostgreSQL, or cannot log in, and that no session of it is left."""
+        with _watching(vault, grant.options) as target:
+            if target is None:
+                return ()
+            # Without its name (a crash before it was recorded): whatever is named after the request.
+            like = grant.identity or f"{grant.request_id.lower()}-%"
+            able, there, sessions = _one(
+                target,
+                "SELECT count(*) FILTER (WHERE rolcanlogin), count(*), "
+                "(SELECT count(*) FROM pg_stat_activity WHERE usename LIKE %(like)s) "
+                "FROM pg_roles WHERE rolname LIKE %(like)s",
+                {"like": _escaped(like) if grant.identity else like},
+            )
+            # Of a role that is dropped, a session still shows the number and no name any more.
+            (orphans,) = _one(
+                target,
+                "SELECT count(*) FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid "
+                "WHERE a.usesysid IS NOT NULL AND a.usesysid <> 0 AND r.oid IS NULL",
+            )
+        if orphans:
+            # A session that began in the last moment of a role: the end of a watching login sweeps those away.
+            vault.end_watcher(_watch_path(grant.options))
+        if able or sessions or orphans:
+            left = f"{able} logins and {sessions + orphans} sessions"
+            raise Unavailable(
+                f"Vault says that it is gone, and at {grant.options['host']} {left} of it are left.", code="left"
+            )
+        return ("its role cannot log in" if there else "its role does not exist", "no session of it is open")
+
+    def identities(self, vault: Vault, options: Mapping[str, str]) -> frozenset[str]:
+        """Return the logins of that server that are named after a request."""
+        with _watching(vault, options) as target:
+            if target is None:
+                return frozenset()
+            rows = target.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'bg-%-%' AND rolcanlogin").fetchall()
+        return frozenset(str(name) for (name,) in rows)
+
     def _candidates(self, vault: Vault, grant: Held, known_lease_ids: frozenset[str]) -> Iterator[Lease]:
         """Yield the leases that may be the grant's, whose own id is not known."""
         for lease_id in sorted(vault.leases(grant.lease_prefix) - known_lease_ids):
@@ -113,3 +194,51 @@ def _quoted(value: str) -> str:
     if value and not any(c in value for c in " '\\"):
         return value
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@contextmanager
+def _watching(vault: Vault, options: Mapping[str, str]) -> Iterator[psycopg.Connection[tuple[Any, ...]] | None]:
+    """Open a session that can only look; None when the level has no role for that. Raises Unavailable."""
+    if "watch_role" not in options:
+        yield None
+        return
+    path = _watch_path(options)
+    where = f"{options['host']}:{options['port']}"
+    login = vault.watcher(path)
+    failure: Unavailable | None = None
+    try:
+        with psycopg.connect(
+            host=options["host"],
+            port=int(options["port"]),
+            dbname=options["database"],
+            user=login.data.get("username"),
+            password=login.data.get("password"),
+            connect_timeout=_SECONDS,
+            options=f"-c statement_timeout={_SECONDS}s",
+            application_name="breakglass watch",
+            autocommit=True,
+        ) as session:
+            yield session
+    except psycopg.Error:
+        # A login that the server lost (a restore) is not asked for again and again.
+        vault.forget_watcher(path)
+        failure = Unavailable(f"The database at {where} cannot be looked at, so nothing is shown to be gone.")
+    if failure is not None:
+        raise failure
+
+
+def _watch_path(options: Mapping[str, str]) -> str:
+    return f"{options['mount']}/creds/{options['watch_role']}"
+
+
+def _one(
+    session: psycopg.Connection[tuple[Any, ...]], query: LiteralString, values: Mapping[str, str] | None = None
+) -> tuple[Any, ...]:
+    row = session.execute(query, values).fetchone()
+    if row is None:
+        raise Unavailable("The database did not answer what it was asked.")
+    return row
+
+
+def _escaped(name: str) -> str:
+    return name.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%")
