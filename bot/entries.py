@@ -81,7 +81,7 @@ def line(record: Record, case: Case | None, name: str) -> Words:
     """Return an entry's line and what was typed. ``name``: what it is about, escaped; empty when it is not known."""
     if record.is_pruned:
         return f"What stood here ({escape(record.event.replace(':', ' '), 80)}) was pruned: its time was over.", []
-    who = "The bot" if record.actor.person == "system" else mention(record.actor.person)
+    who = _who(record.actor.person)
     if record.refused is not None:
         tried = _VERBS.get(record.event, escape(record.event, 80))
         about = f" to *{name}*" if name and record.event == Action.OPEN else ""
@@ -91,6 +91,14 @@ def line(record: Record, case: Case | None, name: str) -> Words:
     if tell is None:
         return f"{who}: {escape(record.event.replace(':', ' '), 80)}", []
     return tell(record, who, case, name)
+
+
+def _who(person: str) -> str:
+    if person == "system":
+        return "The bot"
+    # Whoever types at a terminal is known by the machine's name for them only.
+    at_terminal = person.removeprefix("shell:")
+    return mention(person) if at_terminal == person else f"{escape(at_terminal, 80)} (at a terminal)"
 
 
 def _open_line(record: Record, who: str, case: Case | None, name: str) -> Words:
@@ -268,11 +276,13 @@ def _let_go_line(record: Record, who: str, _case: Case | None, _name: str) -> Wo
 
 def _propose_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
     data = record.data
+    first, last = (escape(str(data.get(key, ""))[:10], 20) for key in ("oldest", "newest"))
+    days = f"of {first}" if first == last else f"of {first} to {last}"
     line = (
-        f"{who} *proposed to prune {_entries(data)}* whose time is over ({_classes(data)}; from "
-        f"{escape(str(data.get('oldest', ''))[:10], 20)} to {escape(str(data.get('newest', ''))[:10], 20)}). What they "
-        f"say goes for good, their hashes stay. Nothing of an open request, or of one under legal hold, is among them. "
-        f"Two different people of auditors and security must confirm plan {_plan_name(data)} within a week."
+        f"{who} *proposed to prune {_entries(data)}* {days} whose time is over (by class: {_classes(data)}). What they "
+        "say goes for good; their hashes stay, so that the rest of the log still verifies. None is of an open request "
+        f"or of one under legal hold. Two different people of auditors and security must confirm plan "
+        f"{_plan_name(data)} within a week."
     )
     return line, []
 

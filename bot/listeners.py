@@ -495,7 +495,10 @@ class _Front:
         if done.pruned is None:
             text = f"You confirmed it: {done.have} of {done.need}. Nothing is pruned before somebody else has, too."
         else:
-            text = f"Done: {done.pruned} pruned, {done.left} of the plan left."
+            gone = "1 entry is" if done.pruned == 1 else f"{done.pruned or 'no'} entries are"
+            text = f"You confirmed it, as the second: {gone} pruned."
+            if done.left:
+                text += f" {done.left} of the plan stayed: under legal hold by now, or to be kept for longer."
         self._answer(body, client, text)
 
     def reject_pruning(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:

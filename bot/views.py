@@ -380,9 +380,11 @@ def pruning(records: Sequence[Record]) -> list[Block]:
     if proposal is None:
         return []
     carried = f"{proposal.seq} {proposal.data.get('plan', '')}"
+    count = proposal.data.get("count")
+    those = "this entry says" if count == 1 else f"these {count} entries say"
     ask_first = confirm(
         "Confirm the pruning?",
-        "What these entries say goes for good; their hashes stay. It happens when two different people have confirmed. "
+        f"What {those} goes for good; the hashes stay. It happens when two different people have confirmed. "
         "You answer for this decision.",
         "Confirm",
         style="danger",

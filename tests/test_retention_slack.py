@@ -123,12 +123,13 @@ def office(sqlite_template: Path, tmp_path: Path) -> Iterator[Office]:
 def test_two_people_confirm_in_the_channel(office: Office) -> None:
     """The proposal is a message with buttons that calls those who may; two clicks later what is over is gone."""
     card = office.propose()
-    assert "proposed to prune 2 entries" in card["text"]
+    assert "root (at a terminal) *proposed to prune 2 entries*" in card["text"]
+    assert "(by class: request 2)" in card["text"]
     assert "request 2" in card["text"]
     assert "<@U0ADA>" in card["text"]
     office.click(ADA, card, views.CONFIRM_PRUNING, "You confirmed it: 1 of 2.")
     assert office.pruned() == []
-    office.click(SAM, card, views.CONFIRM_PRUNING, "Done: 2 pruned, 0 of the plan left.")
+    office.click(SAM, card, views.CONFIRM_PRUNING, "as the second: 2 entries are pruned.")
     assert office.pruned() == [office.old, office.old]
     said = office.newest()["text"]
     assert "confirmed* the pruning" in said
@@ -170,7 +171,7 @@ def test_a_hold_by_command(office: Office) -> None:
     office.told(ADA, "is under legal hold")
     with office.desk.database.read() as session:
         assert holds(session)[office.old].data["reason"] == "litigation 12 <!channel>"
-    office.click(SAM, card, views.CONFIRM_PRUNING, "Done: 0 pruned, 2 of the plan left.")
+    office.click(SAM, card, views.CONFIRM_PRUNING, "no entries are pruned. 2 of the plan stayed")
     assert office.pruned() == []
     assert office.follower.drain(20)
     (request_card,) = [m for m in ada.messages(ROOM) if m["text"].startswith(f"{office.old}: ")]
@@ -200,7 +201,7 @@ def test_the_thread_tells_of_an_entry_that_was_pruned_before_it_was_posted(offic
     assert office.follower.drain(20)
     card = office.newest()
     office.click(ADA, card, views.CONFIRM_PRUNING, "1 of 2")
-    office.click(SAM, card, views.CONFIRM_PRUNING, "Done: 2 pruned")
+    office.click(SAM, card, views.CONFIRM_PRUNING, "2 entries are pruned")
     again = ThreadFollower(
         office.desk.database,
         office.follower._client,
