@@ -154,6 +154,21 @@ def test_many_commits_are_one_head_and_no_commit_is_none(log):
     assert [head.size for head in log.heads()] == [3, 4]
 
 
+def test_a_round_gives_way_only_while_entries_come_in(log, monkeypatch):
+    """A round that somebody writes beside stops again and again to let him; the head is that of all that it saw."""
+    stops = []
+    monkeypatch.setattr(heads.time, "sleep", stops.append)
+    log.append(100)
+    assert log.keeper.round().size == 100
+    assert stops == []
+    log.append(100)
+    log.keeper.wake()
+    assert log.keeper.round().size == 200
+    assert stops == [heads._GIVE_WAY] * (100 // heads._STRETCH)
+    with log.database.read() as session:
+        assert log.heads()[-1].root == audit.head(session).root
+
+
 def test_every_head_extends_the_one_before(log):
     """Between all stored heads there are consistency proofs out of the database."""
     for count in (1, 2, 5, 8):
