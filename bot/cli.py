@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from bot import export_command, follower_commands, log_commands, retention_commands, verify_command
 from storage.audit import Actor, Damaged
-from storage.database import DatabaseDown
+from storage.database import DatabaseDown, OtherVersion
 from workflows import policy as rules
 from workflows.errors import BreakGlassError, Refused, Unavailable, VaultRefused
 
@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except (Unavailable, VaultRefused) as error:
         print(error.sentence, file=sys.stderr)
+        return UNAVAILABLE
+    except OtherVersion as error:
+        print(f"{error} Read “An older database” in bot/OPERATIONS.md.", file=sys.stderr)
         return UNAVAILABLE
     except DatabaseDown as error:
         print(f"{error} Look at BREAKGLASS_DATABASE_URL.", file=sys.stderr)

@@ -55,7 +55,8 @@ def decision(**changes: Any) -> Decision:
 def grant(**changes: Any) -> Grant:
     """A grant that was intended, but for the changes."""
     row: dict[str, Any] = {"request_id": "BG-1", "number": 1, "engine": "database", "path": "database/creds/orders-ro"}
-    return Grant(**(row | {"lease_prefix": "database/creds/orders-ro/", "intended_at": NOW} | changes))
+    row |= {"lease_prefix": "database/creds/orders-ro/", "options": {"mount": "database"}, "intended_at": NOW}
+    return Grant(**(row | changes))
 
 
 def review(**changes: Any) -> Review:

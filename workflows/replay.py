@@ -22,7 +22,7 @@ from sqlmodel import SQLModel, col, select
 
 from storage import standalone
 from storage.checkpoint import parse_signatures
-from storage.database import DatabaseDown
+from storage.database import DatabaseDown, OtherVersion
 from storage.models import FINAL, Anchor, Decision, Grant, Request, Review, SignedHead, State
 from storage.standalone import LIMIT, Findings, Kind, Replay, Report, read_time
 from storage.verify import Walk, check_heads, head_times, trusted
@@ -143,6 +143,8 @@ class _Tables:
         """Return a table's rows; those that cannot be read are findings."""
         try:
             return list(self._session.exec(select(model)))
+        except OtherVersion:
+            raise  # no row is at fault
         except _UNREADABLE:
             pass
         found = []
