@@ -2,12 +2,7 @@
 
 Rules
 -----
-* Gone means: Vault knows neither the token nor the lease. Revoking the token answers before the lease is revoked, and
-  with PostgreSQL down it still answers "done" while the login stays: so the lease is looked for, each time.
-* A lease whose id is not on record (the bot died between reading and recording) is looked for among all leases of the
-  role: whatever was issued since the grant was decided and is on nobody's record may be it.
-* Such a lease is revoked by hand only when its time is over. One that still has time left is somebody else's: a token
-  that ends puts an end to the time of its leases at once.
+* What is left at Vault is looked for as for every lease (``leases.py``).
 * Whether the login can still do something is then seen at the target, with a login of the bot's that has no rights but
   to connect (``watch_role``); a session counts also when its role is dropped already.
 """
@@ -18,29 +13,24 @@ import re
 import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, LiteralString
 
 import psycopg
 
+from workflows.engines.leases import MOUNT, NAME, Leased
 from workflows.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import timedelta
 
     from workflows.engines import Held, Wish
-    from workflows.vault import ChildToken, Lease, Vault
+    from workflows.vault import ChildToken, Vault
 
-# Names become parts of a Vault path and of a policy: a slash too many, a glob or ".." would reach somewhere else.
-MOUNT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9_-]*)*")
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # These become words of a connection string and of a shell line.
 HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*")
 PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 
-# How far Vault's clock may be behind the bot's. Too much only waits for a stranger's lease to be recorded; too little
-# would overlook the lease that is looked for.
-CLOCK_SKEW: Final = timedelta(seconds=60)
 _SECONDS: Final = 5  # to connect, and for a question
 
 
@@ -66,7 +56,7 @@ class Login:
         return (f"PGPASSWORD={shlex.quote(self.password)} psql {shlex.quote(target)}",)
 
 
-class Database:
+class Database(Leased):
     """Vault's database secrets engine with its PostgreSQL plugin; one Vault role per level."""
 
     keys: Final = {
@@ -122,27 +112,6 @@ class Database:
             min(child.ttl, secret.lease_duration),
         )
 
-    def is_gone(self, vault: Vault, grant: Held, known_lease_ids: frozenset[str]) -> bool:
-        """Whether Vault knows neither the grant's token nor its lease. Raises Unavailable, VaultRefused."""
-        if grant.accessor is not None and not vault.accessor_is_gone(grant.accessor):
-            return False
-        if grant.lease_id is not None:
-            # Two questions, since a lease may be in one index and not in the other while it is being taken back.
-            return grant.lease_id not in vault.leases(grant.lease_prefix) and vault.lease(grant.lease_id) is None
-        return not any(True for _ in self._candidates(vault, grant, known_lease_ids))
-
-    def hurry(self, vault: Vault, grant: Held) -> None:
-        """Revoke what is left at PostgreSQL now. Raises Unavailable when it still does not answer, VaultRefused."""
-        if grant.accessor is not None and not vault.accessor_is_gone(grant.accessor):
-            vault.revoke_accessor(grant.accessor)
-        if grant.lease_id is not None:
-            if grant.lease_id in vault.leases(grant.lease_prefix):
-                vault.revoke_lease(grant.lease_id, sync=True)
-            return
-        for lease in self._candidates(vault, grant, frozenset()):
-            if lease.ttl <= timedelta(0):
-                vault.revoke_lease(lease.lease_id, sync=True)
-
     def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:
         """See that the login does not exist at PostgreSQL, or cannot log in, and that no session of it is left."""
         with _watching(vault, grant.options) as target:
@@ -180,13 +149,6 @@ class Database:
                 return frozenset()
             rows = target.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'bg-%-%' AND rolcanlogin").fetchall()
         return frozenset(str(name) for (name,) in rows)
-
-    def _candidates(self, vault: Vault, grant: Held, known_lease_ids: frozenset[str]) -> Iterator[Lease]:
-        """Yield the leases that may be the grant's, whose own id is not known."""
-        for lease_id in sorted(vault.leases(grant.lease_prefix) - known_lease_ids):
-            lease = vault.lease(lease_id)
-            if lease is not None and lease.issue_time >= grant.intended_at - CLOCK_SKEW:
-                yield lease
 
 
 def _quoted(value: str) -> str:
