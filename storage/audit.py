@@ -50,6 +50,7 @@ _EVENT: Final = re.compile(r"[a-z][a-z0-9_-]*:[a-z][a-z0-9_-]*", re.ASCII)
 _NAME: Final = re.compile(r"[!-~]{1,64}", re.ASCII)  # printable, no space: ids, states, codes
 _AT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_NO_ZONE: Final = -len("+00:00")
 _PAGE: Final = 1000
 _GONE: Final = "Its body is gone, and nothing in the log says that it was pruned."
 _E: Final[Any] = Entry  # its columns, in queries: SQLModel types them as the values
@@ -184,7 +185,7 @@ def append(
     # Past the object mapper, which took three quarters of the time.
     if session.kind == "sqlite":
         # As the mapper stores times there: UTC, without saying so.
-        stored_at = at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+        stored_at = at.astimezone(UTC).isoformat(" ", "microseconds")[:_NO_ZONE]
         session.run(_INSERT_SQLITE, (*entry[:3], stored_at, *entry[4:]))
     else:
         session.run(_INSERT_POSTGRESQL, entry)
@@ -251,7 +252,7 @@ def canonical(value: JSON) -> bytes:
 
 def write_time(at: datetime) -> str:
     """RFC 3339 in UTC, always with six decimals and ``Z``, so that text order is time order."""
-    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    return at.astimezone(UTC).isoformat(timespec="microseconds")[:_NO_ZONE] + "Z"
 
 
 def read_time(words: str) -> datetime:
@@ -266,7 +267,7 @@ def _clean(value: object, depth: int) -> Any:  # noqa: ANN401 - JSON in, JSON ou
     if depth > MAX_DEPTH:
         raise ValueError(f"data is nested deeper than {MAX_DEPTH}")
     if isinstance(value, str):
-        return _SURROGATE.sub("\ufffd", value)
+        return value if value.isascii() else _SURROGATE.sub("\ufffd", value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):

@@ -32,7 +32,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import URL, make_url
 from sqlmodel import Session, SQLModel
 
-from storage import models, schema  # noqa: F401 - models are the tables that setup() creates
+from storage import models  # noqa: F401 - the tables that setup() creates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,11 +46,15 @@ log = logging.getLogger(__name__)
 LOCK_SECONDS: Final = 5  # how long a writer waits for another one; Slack's patience is three
 _POOL_SECONDS: Final = 10
 _POSTGRESQL_LOCK: Final = 0x6272656B676C  # "brekgl": any constant that no other program takes
-_IS_WRITE: Final = "breakglass_is_write"
 _NEWEST: Final = "SELECT seq, peaks FROM entry ORDER BY seq DESC LIMIT 1"
 # Three statements in one message, each with a snapshot of its own: the last one sees what was committed while the
 # second one waited. One statement that locks and reads would see the log as it was before the wait.
-_BEGIN_POSTGRESQL: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK}); {_NEWEST}"
+_LOCK_POSTGRESQL: Final = f"BEGIN; SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})"
+_BEGIN_POSTGRESQL: Final = f"{_LOCK_POSTGRESQL}; {_NEWEST}"
+# IMMEDIATE, or a writer reads first and then loses the upgrade to another one (21 of 160 did).
+_BEGIN_SQLITE: Final = "BEGIN IMMEDIATE"
+_READS: Final = "breakglass_reads"
+_CURSOR: Final = "breakglass_cursor"
 _IDLE: Final = 0  # PQTRANS_IDLE of libpq
 _BUSY: Final = frozenset({"55P03", "57014"})  # lock_not_available, query_canceled: the server is there
 _GONE: Final = "something in it was refused, and the transaction is gone"
@@ -205,10 +209,6 @@ class DatabaseDown(Exception):
     """
 
 
-class OtherVersion(DatabaseDown):
-    """Its tables are those of another version, and nothing can be written here before a person has seen to that."""
-
-
 class Clash(Exception):
     """A constraint or a guard of the log said no, and the transaction is gone."""
 
@@ -290,30 +290,27 @@ class Database:
         event.listen(self._engine, "handle_error", _translate, retval=True)
         one_moment: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         if self.kind == "sqlite":  # a transaction of SQLite's sees one moment anyhow
-            event.listen(self._engine, "begin", _begin_sqlite)
             one_moment = {}
         self._reads: Final = self._engine.execution_options(**one_moment)
-        self._writes: Final = self._engine.execution_options(**{_IS_WRITE: True})
+        if self.kind == "sqlite":
+            event.listen(self._reads, "begin", _begin_reading_sqlite)
 
     def __repr__(self) -> str:
         return f"Database({self.kind})"
 
     def setup(self) -> None:
-        """Create what is missing: tables, columns, the guards of the log. Any number of processes may do so at once.
+        """Create what is missing: tables, indexes, the guards of the log. Any number of processes may do so at once.
 
         On a PostgreSQL where all of it stands, nothing is changed, so that the bot can run as a role that owns nothing.
-        Raises :class:`OtherVersion` when there is more to do than that, and :class:`DatabaseDown`.
         """
         if self._file is not None:
             # Reasons and names are nobody else's business. SQLite gives its -wal and -shm the same permissions.
             _create_private(self._file)
             self._switch_to_wal()
-        with self._writes.begin() as connection:
-            self._lock(connection)
+        begin = _BEGIN_SQLITE if self.kind == "sqlite" else _LOCK_POSTGRESQL  # there may be no log to read yet
+        with self._in_turn(), self._dropped_afterwards() as connection, connection.begin():
+            _run(connection, begin, None)
             SQLModel.metadata.create_all(connection)
-            if wrong := schema.complete(connection):
-                listed = ", ".join(wrong)
-                raise OtherVersion(f"The database was made by another version; to be seen to before it runs: {listed}.")
             if self.kind == "sqlite":
                 for statement in _SQLITE_GUARDS:
                     connection.exec_driver_sql(statement)
@@ -372,6 +369,26 @@ class Database:
             _drop(held)
         self._engine.dispose()
 
+    def _open(self) -> Connection:
+        """Open a connection for a writer. It is never given back, only dropped: a reader could write on it."""
+        with _pool_errors():
+            connection = self._engine.connect()
+        driver: Any = connection.connection.driver_connection
+        if self.kind == "postgresql":
+            driver.autocommit = True  # or the driver sends a BEGIN of its own, in a message of its own
+            connection.info[_CURSOR] = driver.cursor()  # for all statements of run(): a new one costs as much as one
+        else:
+            _run(connection, "PRAGMA query_only = 0")
+        return connection
+
+    @contextmanager
+    def _dropped_afterwards(self) -> Iterator[Connection]:
+        connection = self._open()
+        try:
+            yield connection
+        finally:
+            _drop(connection)
+
     def _begin(self) -> tuple[RootTransaction, tuple[Any, ...] | None]:
         """Begin with the writer's lock; return the transaction, and the newest entry's row if it came along.
 
@@ -384,25 +401,15 @@ class Database:
             except DatabaseDown as down:
                 if self.kind == "sqlite" or getattr(down.__cause__, "sqlstate", None) in _BUSY:
                     raise
-        with _pool_errors():
-            connection = self._writes.connect()
-        return self._begin_on(connection)
+        return self._begin_on(self._open())
 
     def _begin_on(self, connection: Connection) -> tuple[RootTransaction, tuple[Any, ...] | None]:
         try:
-            if self.kind == "sqlite":
-                return connection.begin(), None
-            driver: Any = connection.connection.driver_connection
-            driver.autocommit = True  # or the driver sends a BEGIN of its own, in a message of its own
-            return connection.begin(), _run(connection, _BEGIN_POSTGRESQL, None)
+            statement = _BEGIN_SQLITE if self.kind == "sqlite" else _BEGIN_POSTGRESQL
+            return connection.begin(), _run(connection, statement, None)
         except BaseException:
             _drop(connection)
             raise
-
-    def _lock(self, connection: Connection) -> None:
-        """Take the database's writer lock. With SQLite the transaction has begun with it (``BEGIN IMMEDIATE``)."""
-        if self.kind == "postgresql":
-            _run(connection, f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -488,13 +495,11 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) ->
         cursor.close()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    is_write = connection.get_execution_options().get(_IS_WRITE, False)
-    if connection.info.get(_IS_WRITE) is not is_write:
-        _run(connection, f"PRAGMA query_only = {0 if is_write else 1}")
-        connection.info[_IS_WRITE] = is_write
-    # IMMEDIATE, or a writer reads first and then loses the upgrade to another one (21 of 160 did).
-    _run(connection, "BEGIN IMMEDIATE" if is_write else "BEGIN")
+def _begin_reading_sqlite(connection: Connection) -> None:
+    if _READS not in connection.info:
+        _run(connection, "PRAGMA query_only = 1")
+        connection.info[_READS] = True
+    _run(connection, "BEGIN")
 
 
 def _run(connection: Connection, statement: str, values: tuple[Any, ...] | None = ()) -> tuple[Any, ...] | None:
@@ -502,11 +507,15 @@ def _run(connection: Connection, statement: str, values: tuple[Any, ...] | None 
     driver: Any = connection.connection.driver_connection
     library: Any = connection.dialect.loaded_dbapi
     try:
-        cursor = driver.execute(statement, values)
-        while values is None and cursor.nextset():
-            pass
+        if (kept := connection.info.get(_CURSOR)) is not None:
+            cursor = kept.execute(statement, values)
+            while values is None and cursor.nextset():
+                pass
+        else:
+            cursor = driver.execute(statement, values or ())
         row: tuple[Any, ...] | None = cursor.fetchone() if cursor.description else None
-        cursor.close()
+        if kept is None:
+            cursor.close()
     except library.Error as error:
         ours = _ours(
             error,
@@ -566,26 +575,14 @@ def _ours(error: BaseException, *, is_clash: bool, is_down: bool) -> Clash | Dat
             sqlite3.SQLITE_ERROR,
             sqlite3.SQLITE_MISUSE,
         }
-        if is_mistake and (column := schema.lacking_column(str(error))):
-            return _lacking(column)
         if is_mistake and "no such table" not in str(error):
             return None  # wrong SQL is our mistake, not the database's
         return DatabaseDown(_sqlite_sentence(error))
     if getattr(error, "sqlstate", None) == "42P01":  # undefined_table
         return DatabaseDown("The database has no tables yet.")
-    if getattr(error, "sqlstate", None) == "42703" and (column := schema.lacking_column(str(error))):
-        return _lacking(column)
-    if getattr(error, "sqlstate", None) == "42501":  # insufficient_privilege
-        return DatabaseDown(
-            "The database does not let the bot's role do that: its owner has to create what is missing, or to grant it."
-        )
     if is_down:
         return DatabaseDown(_postgresql_sentence(error))
     return None
-
-
-def _lacking(column: str) -> OtherVersion:
-    return OtherVersion(f"The database was made by an older version: it has no column {column} yet.")
 
 
 def _reason(error: BaseException) -> str:
