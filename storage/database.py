@@ -32,7 +32,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import URL, make_url
 from sqlmodel import Session, SQLModel
 
-from storage import models  # noqa: F401 - the tables that setup() creates
+from storage import models, schema  # noqa: F401 - models are the tables that setup() creates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -209,6 +209,10 @@ class DatabaseDown(Exception):
     """
 
 
+class OtherVersion(DatabaseDown):
+    """Its tables are those of another version, and nothing can be written here before a person has seen to that."""
+
+
 class Clash(Exception):
     """A constraint or a guard of the log said no, and the transaction is gone."""
 
@@ -299,9 +303,10 @@ class Database:
         return f"Database({self.kind})"
 
     def setup(self) -> None:
-        """Create what is missing: tables, indexes, the guards of the log. Any number of processes may do so at once.
+        """Create what is missing: tables, columns, the guards of the log. Any number of processes may do so at once.
 
         On a PostgreSQL where all of it stands, nothing is changed, so that the bot can run as a role that owns nothing.
+        Raises :class:`OtherVersion` when there is more to do than that, and :class:`DatabaseDown`.
         """
         if self._file is not None:
             # Reasons and names are nobody else's business. SQLite gives its -wal and -shm the same permissions.
@@ -311,6 +316,9 @@ class Database:
         with self._in_turn(), self._dropped_afterwards() as connection, connection.begin():
             _run(connection, begin, None)
             SQLModel.metadata.create_all(connection)
+            if wrong := schema.complete(connection):
+                listed = ", ".join(wrong)
+                raise OtherVersion(f"The database was made by another version; to be seen to before it runs: {listed}.")
             if self.kind == "sqlite":
                 for statement in _SQLITE_GUARDS:
                     connection.exec_driver_sql(statement)
@@ -575,14 +583,26 @@ def _ours(error: BaseException, *, is_clash: bool, is_down: bool) -> Clash | Dat
             sqlite3.SQLITE_ERROR,
             sqlite3.SQLITE_MISUSE,
         }
+        if is_mistake and (column := schema.lacking_column(str(error))):
+            return _lacking(column)
         if is_mistake and "no such table" not in str(error):
             return None  # wrong SQL is our mistake, not the database's
         return DatabaseDown(_sqlite_sentence(error))
     if getattr(error, "sqlstate", None) == "42P01":  # undefined_table
         return DatabaseDown("The database has no tables yet.")
+    if getattr(error, "sqlstate", None) == "42703" and (column := schema.lacking_column(str(error))):
+        return _lacking(column)
+    if getattr(error, "sqlstate", None) == "42501":  # insufficient_privilege
+        return DatabaseDown(
+            "The database does not let the bot's role do that: its owner has to create what is missing, or to grant it."
+        )
     if is_down:
         return DatabaseDown(_postgresql_sentence(error))
     return None
+
+
+def _lacking(column: str) -> OtherVersion:
+    return OtherVersion(f"The database was made by an older version: it has no column {column} yet.")
 
 
 def _reason(error: BaseException) -> str:
