@@ -23,21 +23,22 @@ import base64
 import binascii
 import csv
 import enum
+import gc
 import json
 import json.encoder
+import os
 import re
 import sys
 import zipfile
 import zlib
 from bisect import bisect_left, bisect_right
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from hashlib import sha256
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import IO, ClassVar, Final
 
@@ -118,6 +119,7 @@ MAX_BODY: Final = 60_000
 _EVENT: Final = re.compile(r"[a-z][a-z0-9_-]*:[a-z][a-z0-9_-]*", re.ASCII)
 _NAME: Final = re.compile(r"[!-~]{1,64}", re.ASCII)
 _AT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+_DATA_AT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", re.ASCII)
 _NAMES: Final = ("request", "from", "to", "policy", "refused")
 _ACTOR: Final = {"person", "team"}
 _KNOWN: Final = frozenset({"v", "seq", "at", "event", "actor", "version", "data", *_NAMES})
@@ -220,15 +222,15 @@ def read_time(words: object) -> datetime:
     """Read a time as the log writes it. ValueError."""
     if type(words) is not str or not _AT.fullmatch(words):
         raise ValueError("'at' is not a time of the log")
-    return datetime.fromisoformat(words[:-1]).replace(tzinfo=timezone.utc)  # noqa: UP017 - Python 3.9
+    return datetime.fromisoformat(words[:-1] + "+00:00")  # noqa: FURB162 - Python 3.9
 
 
 def read_data_time(words: object) -> datetime | None:
     """Read a time inside ``data``, which may lack its decimals; None for what is none."""
-    if type(words) is not str or not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z", words, re.ASCII):
+    if type(words) is not str or not _DATA_AT.fullmatch(words):
         return None
     try:
-        return datetime.fromisoformat(words[:-1]).replace(tzinfo=timezone.utc)  # noqa: UP017 - Python 3.9
+        return datetime.fromisoformat(words[:-1] + "+00:00")  # noqa: FURB162 - Python 3.9
     except ValueError:
         return None
 
@@ -256,14 +258,14 @@ class Peaks:
         self.size = size
         self.peaks = list(peaks)
 
-    def push(self, leaf: bytes) -> None:
-        """Append a leaf hash."""
-        size, peaks = self.size, self.peaks
+    def push(self, leaf: bytes, levels: int = 0) -> None:
+        """Append a leaf hash, or the root of a perfect subtree of so many levels, of which the size is a multiple."""
+        size, peaks = self.size >> levels, self.peaks
         while size & 1:
             leaf = sha256(b"\x01" + peaks.pop() + leaf).digest()
             size >>= 1
         peaks.append(leaf)
-        self.size += 1
+        self.size += 1 << levels
 
     def root(self) -> bytes:
         """Root of the tree."""
@@ -767,7 +769,9 @@ class Case:
         *("state_seq", "state_version", "team", "version", "warned"),
     )
 
-    def __init__(self, name: str, state: str | None, version: int, *, is_partial: bool) -> None:
+    def __init__(
+        self, name: str, state: str | None, version: int, *, is_partial: bool, hashing: Callable[[], Any] = sha256
+    ) -> None:
         self.name = name
         self.state = state
         self.version = version
@@ -802,7 +806,7 @@ class Case:
         self.review_due: datetime | None = None
         self.review: tuple[str, str, dict[str, Any], str] | None = None  # team, person, answers, at
         self.count = 0
-        self.hashed = sha256()  # over the leaf hashes
+        self.hashed = hashing()  # over the leaf hashes
         self.is_lost = False  # the last of its entries were pruned
 
 
@@ -814,18 +818,26 @@ class Replay:
     """
 
     def __init__(
-        self, findings: Findings, *, is_whole: bool, slack: timedelta = SLACK, keeps_details: bool = True
+        self,
+        findings: Findings,
+        *,
+        is_whole: bool,
+        slack: timedelta = SLACK,
+        keeps_details: bool = True,
+        hashing: Callable[[], Any] = sha256,
     ) -> None:
         self.findings = findings
         self.is_whole = is_whole
         self.slack = slack
         self._keeps_details = keeps_details
+        self._hashing = hashing
         self.cases: dict[str, Case] = {}
         self.rotations: list[Rotation] = []
         self._holes: list[int] = []  # entries that are missing or cannot be relied on, in order
-        self._latest = ""
+        self.latest = ""
         self._is_unattributed = False
         self._policies: set[str] = set()  # hashes of their texts
+        self._on_record: set[tuple[str | None, tuple[str, ...]]] = set()  # under what requests were found opened
         self._confirmed: dict[int, set[str]] = {}  # who confirmed which proposal to prune
 
     def hole(self, seq: int) -> None:
@@ -848,8 +860,8 @@ class Replay:
     def take(self, seq: int, entry: Mapping[str, Any], leaf: bytes) -> None:
         """Take the next entry, as :func:`read_body` gave it."""
         at = entry["at"]
-        if at >= self._latest or self._is_back(seq, at):
-            self._latest = at
+        if at >= self.latest or self._is_back(seq, at):
+            self.latest = at
         name = entry.get("request")
         if name is None:
             if "to" in entry:
@@ -896,9 +908,9 @@ class Replay:
 
     def _is_back(self, seq: int, at: str) -> bool:
         """Whether the clock went back by more than a step takes; then time is counted from there."""
-        is_back = read_time(self._latest) - read_time(at) > self.slack
+        is_back = read_time(self.latest) - read_time(at) > self.slack
         if is_back:
-            self._find(Kind.CLOCK, seq, f"The clock goes backwards: it says {at}, after {self._latest}.", None)
+            self._find(Kind.CLOCK, seq, f"The clock goes backwards: it says {at}, after {self.latest}.", None)
         return is_back
 
     def _is_hole_between(self, low: int, high: int) -> bool:
@@ -909,7 +921,8 @@ class Replay:
         is_move = "to" in entry and "refused" not in entry
         is_opening = is_move and "from" not in entry
         is_known = self.is_whole and not self._holes
-        case = Case(name, None if is_opening else entry.get("from"), 0, is_partial=not is_opening)
+        source = None if is_opening else entry.get("from")
+        case = Case(name, source, 0, is_partial=not is_opening, hashing=self._hashing)
         if not is_opening:
             case.version = entry.get("version", 1) - 1
             if is_known:
@@ -931,9 +944,9 @@ class Replay:
             says = "" if source == case.state else f", and it says {source or 'nothing'}"
             self._find(kind, seq, f"No rule allows {event} to {target} here: the request was {was}{says}.", case)
         at, actor, data = entry["at"], entry["actor"], entry.get("data", {})
-        if move is not None:
+        if move is not None and (move[1] != "system" or actor != SYSTEM):
             self._judge_role(seq, case, move[1], event, actor)
-        step = self._STEPS.get(event)
+        step = self.STEPS.get(event)
         if step is not None:
             step(self, seq, case, entry, data)
         if target != source:
@@ -1006,10 +1019,14 @@ class Replay:
         """Whether it was opened under a policy that is on record: its hash is over the text's and those asked."""
         if not self._policies or case.custodians is None or not self.is_whole:
             return
+        if (case.policy, case.custodians) in self._on_record:
+            return
         asked = sorted(set(case.custodians))
         known = (json.dumps([hashed, asked], separators=(",", ":")).encode() for hashed in self._policies)
         if case.policy not in {sha256(together).hexdigest() for together in known}:
             self._find(Kind.UNKNOWN_POLICY, seq, "It was opened under no policy that is on record before it.", case)
+        elif len(self._on_record) < 10_000:
+            self._on_record.add((case.policy, case.custodians))
 
     def _approve(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         person = entry["actor"]["person"]
@@ -1207,7 +1224,7 @@ class Replay:
         except (KeyError, ValueError, AttributeError, TypeError):
             self._find(Kind.MALFORMED, seq, "It changes the log's key, and names none.", None)
 
-    _STEPS: ClassVar[Mapping[str, Callable[[Any, int, Case, Mapping[str, Any], Mapping[str, Any]], None]]] = {
+    STEPS: ClassVar[Mapping[str, Callable[[Any, int, Case, Mapping[str, Any], Mapping[str, Any]], None]]] = {
         _OPEN: _open,
         "request:approve": _approve,
         "request:quorum": _quorum,
@@ -1524,6 +1541,11 @@ class Leaves:
         self._seqs.append(seq)
         self._hashes += leaf
 
+    def extend(self, seq: int, leaves: bytes) -> None:
+        """Keep those of consecutive entries."""
+        self._seqs.extend(range(seq, seq + len(leaves) // WIDTH))
+        self._hashes += leaves
+
     def get(self, seq: int) -> bytes | None:
         """Return one."""
         place = bisect_left(self._seqs, seq)
@@ -1777,6 +1799,779 @@ def _encode(body: str) -> None:
         raise ValueError("its body is not Unicode") from None
 
 
+# --- the quick way: most of a sound export ---------------------------------------------------------------------------
+
+# The careful way above takes an entry at a time and names what is wrong. The quick way takes hundreds, in as many
+# processes as there are cores, and says one thing only: that the careful way would find nothing. Where it cannot say
+# so, for whatever reason, nothing that it did is used and the careful way reads the file from its beginning.
+#
+# * Proofs: entries 256·n to 256·(n+1) are a whole subtree. Its hashes are computed from the bodies; the lower steps of
+#   every proof must be these, letter for letter, the upper ones those of the first of them, and these are followed to
+#   the head. So what must follow a body is known, and compared as a whole.
+# * Bodies: one that was read carefully gives a pattern of its shape, as it stands in a line, in which only strings and
+#   counts are open. What matches it is canonical JSON of the same members; what matches none is read carefully.
+# * Rules: the same Replay. A process that begins in the middle keeps back the entries of requests that it did not see
+#   opened, and the first process plays them, in order, with what the others know of these requests.
+
+
+class _Unsure(Exception):
+    """The quick way cannot say that all is well."""
+
+
+_BLOCK: Final = 8  # levels of the tree that are taken at once
+_CHUNK: Final = 1 << 20
+_WORTH: Final = 16 << 20  # bytes for which it is worth to start a process
+_MAX_KEPT_BACK: Final = 100_000
+_MAX_SHAPES: Final = 256
+_FRONT: Final = b'{"body":"'
+# Parts of a body as they stand in a line: its quotes escaped, and nothing else in it that is.
+_STRING: Final = rb'\\"[ !#-\[\]-~]*\\"'
+_COUNT: Final = b"(?:0|[1-9][0-9]{0,17})"
+_WORD: Final = rb'\\"([!#-\[\]-~]{1,64})\\"'
+_MEMBERS: Final[Mapping[str, bytes | None]] = {  # in their order; None: only as it was; brackets: what is taken out
+    "actor": rb'(\{\\"person\\":%b,\\"team\\":%b\})' % (_STRING, _STRING),
+    "at": rb'\\"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-5][0-9]:[0-5][0-9]\.[0-9]{6}Z)\\"',
+    "data": b"",
+    "event": None,
+    "from": None,
+    "policy": _WORD,
+    "refused": None,
+    "request": _WORD,
+    "seq": b"(%b)" % _COUNT,
+    "to": None,
+    "v": None,
+    "version": b"(%b)" % _COUNT,
+}
+# Moves that are judged without looking into ``data``; held by a test.
+_DEAF: Final = frozenset({"credential:warn", "credential:release", "credential:revoke", "credential:expire"})
+
+
+class Shape(NamedTuple):
+    """What entries of one shape have in common; ``match`` takes out actor, at, data, policy, request, seq, version."""
+
+    match: Callable[[bytes, int], re.Match[bytes] | None]
+    fixed: dict[str, Any]
+    reads_data: bool
+    is_use: bool
+    is_silent: bool  # a move of the bot's own that only counts
+    follower: list[Shape | None]  # the one that last came after it
+
+
+def _in_line(value: object) -> bytes:
+    """Return the pattern of this very value, as it stands in a line."""
+    return re.escape(encode_basestring_ascii(_write(value))[1:-1].encode())
+
+
+def _pattern(value: object) -> bytes:
+    """Return the pattern of values like this one: of the same members, any strings, any counts."""
+    if type(value) is str:
+        return _STRING
+    if type(value) is int and 0 <= value < 10**18:
+        return _COUNT
+    if type(value) is dict:
+        return rb"\{%b\}" % b",".join(_in_line(name) + b":" + _pattern(value[name]) for name in sorted(value))
+    if type(value) is list:
+        return rb"\[%b\]" % b",".join(map(_pattern, value))
+    return _in_line(value)
+
+
+def shape_pattern(entry: Mapping[str, Any]) -> bytes:
+    """Return the pattern of lines with entries like this one, which :func:`read_body` gave, up to their end."""
+    members = []
+    for name, pattern in _MEMBERS.items():
+        if name not in entry:
+            members.append(b"" if pattern is None else b"()")
+            continue
+        value = b"(%b)" % _pattern(entry[name]) if name == "data" else pattern or _in_line(entry[name])
+        members.append(b"%b%b:%b" % (b"," if name != "actor" else b"", _in_line(name), value))
+    return rb'\{"body":"\{%b\}(?=","leaf)' % b"".join(members)
+
+
+class Shapes:
+    """The shapes of the entries so far, by event; one is kept when it comes the second time."""
+
+    def __init__(self) -> None:
+        self.by_event: dict[bytes, list[Shape]] = {}
+        self.actors: dict[bytes, dict[str, str]] = {}  # as they stand in a line
+        self.hours: set[str] = set()  # that are in the calendar
+        self.known: dict[
+            bytes, dict[str, Any]
+        ] = {}  # what ``data`` says, by how it stands in a line; nobody changes it
+        self.guess: Shape | None = None  # the last one
+        self._seen: dict[bytes, int] = {}  # how often a pattern came
+        self._left = 4 * _MAX_SHAPES  # how often one is still looked for: a file of rubbish has a new one in each line
+
+    def learn(self, entry: dict[str, Any]) -> None:
+        """Take the shape of an entry that was read carefully."""
+        if len(self.actors) < 10_000:
+            self.actors.setdefault(encode_basestring_ascii(_write(entry["actor"]))[1:-1].encode(), entry["actor"])
+        if len(self.hours) < 100_000:
+            self.hours.add(entry["at"][:13])
+        if self._left <= 0:
+            return
+        self._left -= 1
+        pattern = shape_pattern(entry)
+        if len(pattern) > 4000:
+            return
+        self._seen[pattern] = self._seen.get(pattern, 0) + 1
+        if self._seen[pattern] != 2:
+            return
+        event = entry["event"]
+        shapes = self.by_event.setdefault(event.encode(), [])
+        if len(shapes) < 16:
+            is_deaf = event in _DEAF or (event == "request:escalate" and entry.get("from") != "ending")
+            reads_data = "request" not in entry or event == _CLOSE or (event in Replay.STEPS and not is_deaf)
+            fixed = {name: value for name, value in entry.items() if _MEMBERS[name] is None}
+            use = event.startswith(_USES) and "request" in entry and "to" not in entry and "refused" not in entry
+            move = MOVES.get((entry.get("from"), event)) if "refused" not in entry and "version" in entry else None
+            stays = move == (entry.get("from"), "system") == (entry.get("to"), "system") and not reads_data
+            is_silent = event not in Replay.STEPS or event == "request:escalate"
+            shapes.append(Shape(re.compile(pattern).match, fixed, reads_data, use, stays and is_silent, [None]))
+            self._left = max(self._left, _MAX_SHAPES)
+
+
+class _Collected(bytearray):
+    """Leaf hashes of a request: what can be handed to another process, as a hash that has begun cannot."""
+
+    update = bytearray.extend
+
+    def hexdigest(self) -> str:
+        return sha256(self).hexdigest()
+
+
+class KeptBack(NamedTuple):
+    """What a process that begins in the middle cannot judge: an entry, or under which policy one was opened."""
+
+    seq: int
+    entry: dict[str, Any] | None
+    leaf: bytes
+    opened: tuple[str | None, tuple[str, ...]] = (None, ())
+
+
+class _SpanReplay(Replay):
+    """Plays the entries of one span; keeps back what depends on those before it."""
+
+    def __init__(self, *, is_first: bool) -> None:
+        super().__init__(Findings(0), is_whole=True, keeps_details=False, hashing=_Collected)
+        self.is_first = is_first
+        self.kept_back: list[KeptBack] = []
+        self.earlier: set[str] = set()  # requests that began before the span
+        self.lowest = "~"
+        self._opened_under: set[tuple[str | None, tuple[str, ...]]] = set()
+
+    def take(self, seq: int, entry: Mapping[str, Any], leaf: bytes) -> None:
+        """Take the next entry."""
+        if self.is_first:
+            super().take(seq, entry, leaf)
+            return
+        at, name = entry["at"], entry.get("request")
+        self.lowest = min(self.lowest, at)
+        if name in self.cases:
+            super().take(seq, entry, leaf)
+            return
+        is_opening = "to" in entry and "from" not in entry and "refused" not in entry
+        if name is not None and is_opening and name not in self.earlier:
+            super().take(seq, entry, leaf)
+            return
+        if at >= self.latest or self._is_back(seq, at):
+            self.latest = at
+        if name is None:
+            self._opened_under.clear()
+        else:
+            self.earlier.add(name)
+        self.kept_back.append(KeptBack(seq, dict(entry), leaf))
+        if len(self.kept_back) > _MAX_KEPT_BACK:
+            raise _Unsure
+
+    def _judge_policy(self, seq: int, case: Case) -> None:
+        if self.is_first:
+            super()._judge_policy(seq, case)
+            return
+        opened = (case.policy, case.custodians or ())
+        if opened not in self._opened_under:
+            self._opened_under.add(opened)
+            self.kept_back.append(KeptBack(seq, None, b"", opened))
+
+    def pass_by(  # noqa: PLR0917 - called for each entry
+        self, seq: int, shape: Shape, at: str, actor: Mapping[str, str], name: str, version: int, leaf: bytes
+    ) -> bool:
+        """Take an entry that only counts, where nothing is unusual about it; else return False, and nothing is done."""
+        case = self.cases.get(name)
+        if case is None or case.is_lost or at < self.latest:
+            return False
+        if shape.is_use:
+            is_over = case.ended is not None and at > case.ended
+            if is_over or not (case.is_partial or any(grant.issued for grant in case.grants.values())):
+                return False
+        elif case.state != shape.fixed["from"] or version != case.version + 1 or actor != SYSTEM:
+            return False
+        else:
+            case.version = version
+            case.at = at
+        self.latest = at
+        case.last_seq = seq
+        case.count += 1
+        case.hashed += leaf
+        return True
+
+    def go_on(self, told: Told, cases: Mapping[str, Case]) -> None:
+        """Play what the next span kept back; ``cases``: the earlier requests that it names, as they were left."""
+        # What is too early for its own span was found there; what is too early for the one before is the earliest.
+        if read_time(self.latest) - read_time(told.lowest) > self.slack:
+            raise _Unsure
+        self.cases.update(cases)
+        for back in told.kept_back:
+            if back.entry is not None:
+                super().take(back.seq, back.entry, back.leaf)
+            else:
+                case = Case("", None, 0, is_partial=False)
+                case.policy, case.custodians = back.opened[0], back.opened[1] or None
+                super()._judge_policy(back.seq, case)
+        self.latest = max(self.latest, told.latest)
+
+
+class Told(NamedTuple):
+    """What one process tells of its span: all of it is sound, as far as it can be judged by itself."""
+
+    first: int
+    size: int  # the number after its last
+    last_at: str
+    blocks: list[tuple[int, bytes]]  # levels and root of each perfect subtree, in order
+    parts: dict[int, list[bytes]]  # by wanted size: the roots that go on from the block's beginning
+    leaves: bytes
+    names: list[str]  # of the requests that began in it
+    overdue: list[str]  # those whose review is late
+    earlier: list[str]
+    kept_back: list[KeptBack]
+    lowest: str
+    latest: str
+
+
+class Asked(NamedTuple):
+    """What of a file is to be judged, the same for all processes."""
+
+    head: tuple[int, bytes]
+    as_of: datetime
+    wanted: frozenset[int]
+    keeps_leaves: bool
+
+
+class Span:
+    """Judges consecutive entry lines; raises :class:`_Unsure` as soon as not all is well."""
+
+    def __init__(self, asked: Asked, replay: _SpanReplay | None) -> None:
+        self.replay = replay
+        self.first = self.size = -1
+        self.last_at = ""
+        self.blocks: list[tuple[int, bytes]] = []
+        self.parts: dict[int, list[bytes]] = {}
+        self.leaves = bytearray()
+        self._asked = asked
+        self._wanted = sorted(asked.wanted)
+        self._shapes = Shapes()
+        self._data = b""
+        self._many = 0  # lines in it
+
+    def feed(self, data: bytes) -> None:
+        """Take the next lines, all of them whole."""
+        self._data += data
+        self._many += data.count(b"\n")
+        if self._many >= 1 << _BLOCK:
+            self._judge(1 << _BLOCK)
+
+    def end(self) -> None:
+        """There are no more."""
+        self._judge(1)
+
+    def tell(self) -> Told:
+        """Return what there is to tell."""
+        replay, late = self.replay, []
+        if replay is None:
+            return Told(
+                self.first, self.size, self.last_at, self.blocks, self.parts, bytes(self.leaves), [], [], [], [], "", ""
+            )
+        for case in replay.cases.values():
+            due = case.review_due
+            if case.state == "ended" and due is not None and due < self._asked.as_of:
+                late.append(case.name)
+        return Told(
+            first=self.first,
+            size=self.size,
+            last_at=self.last_at,
+            blocks=self.blocks,
+            parts=self.parts,
+            leaves=bytes(self.leaves),
+            names=list(replay.cases),
+            overdue=late,
+            earlier=sorted(replay.earlier),
+            kept_back=replay.kept_back,
+            lowest=replay.lowest,
+            latest=replay.latest,
+        )
+
+    def _judge(self, least: int) -> None:
+        """Judge what lines there are, a perfect subtree at a time, while it has so many entries."""
+        if self._many and self.size < 0:
+            self.first = self.size = _number(_first_of(self._data)[1])
+        start = 0
+        while self._many >= least:
+            levels = min(_BLOCK, self._many.bit_length() - 1)
+            if self.size:
+                levels = min(levels, (self.size & -self.size).bit_length() - 1)
+            start = self._block(start, levels)
+            self._many -= 1 << levels
+        self._data = self._data[start:]
+
+    def _block(self, start: int, levels: int) -> int:
+        """Judge the lines of a perfect subtree; return where the next line begins."""
+        data, first, many = self._data, self.size, 1 << levels
+        size, root = self._asked.head
+        if first + many > size:
+            raise _Unsure
+        # 1. What all proofs have in common, from the first of them.
+        proof, _ = _first_of(data, start)
+        upper = proof[levels * Paths.STEP :]
+        if not _PROOF.fullmatch(upper):
+            raise _Unsure
+        # 2. The bodies, each from where the line before it ends; how long what follows it is, is known.
+        numbers = "\n".join(map(str, range(first, first + many))).encode().split(b"\n")
+        leaves, places = self._bodies(start, numbers, 95 + len(proof))
+        # 3. The subtree over them, and its way to the head.
+        rows = [leaves]
+        for _ in range(levels):
+            row = iter(rows[-1])
+            rows.append([sha256(b"\x01" + left + right).digest() for left, right in zip(row, row)])  # noqa: B905
+        steps = [bytes.fromhex(step[1:65].decode()) for step in upper.split(b",")] if upper else []
+        if not _leads_up(first >> levels, (size - 1) >> levels, rows[-1][0], steps, root):
+            raise _Unsure
+        # 4. After each body stands what an export writes after such a one, and no more.
+        ends = _ends(rows, upper, numbers)
+        if len(ends[0]) != 95 + len(proof) + len(numbers[0]) or not all(map(data.startswith, ends, places)):
+            raise _Unsure
+        self.blocks.append((levels, rows[-1][0]))
+        while self._wanted and self._wanted[0] < first + many:
+            size = self._wanted.pop(0)
+            if size > first:
+                self.parts[size] = [rows[level][at] for level, at in _pieces(size - first)]
+        if self._asked.keeps_leaves:
+            self.leaves += b"".join(leaves)
+        self.size = first + many
+        return places[-1] + len(ends[-1])
+
+    def _bodies(self, start: int, numbers: list[bytes], around: int) -> tuple[list[bytes], list[int]]:
+        """Read the bodies of consecutive lines; return their leaf hashes, and where they end."""
+        lines, shapes, replay, known = self._data, self._shapes, self.replay, self._shapes.known
+        by_event, actors, hours = shapes.by_event, shapes.actors, shapes.hours
+        scan, find = _DECODER.scan_once, lines.find  # type: ignore[attr-defined]
+        if len(known) > 4000:
+            known.clear()
+        leaves, places, at, seq, guess = [], [], "", self.size, shapes.guess
+        take: Any = None if replay is None else replay.take
+        if replay is not None and replay.is_first:
+            take = super(_SpanReplay, replay).take  # it judges all of it
+        for number in numbers:
+            # 1. Its shape: perhaps the one that came after the one before when that was last seen.
+            shape, who = guess.follower[0] if guess is not None else None, None
+            found = shape.match(lines, start) if shape is not None else None
+            if found is None:
+                place = find(b'"event\\":\\"', start) + 11
+                for shape in by_event.get(lines[place : find(b"\\", place)], ()):
+                    found = shape.match(lines, start)
+                    if found is not None:
+                        break
+            # 2. What it says.
+            if found is not None:
+                actor, when, told, policy, request, said, version = found.groups()
+                who, at = actors.get(actor), when.decode()
+                if who is None or at[:13] not in hours or said != number or found.end() - start > MAX_BODY:
+                    found = None
+            if found is None or shape is None or who is None:
+                end = find(b"\n", start) + 1 - around - len(number)
+                text = _unescape(lines[start:end])
+                entry = read_body(text)
+                leaf = leaf_hash(text.encode())
+                at = entry["at"]
+                if entry["seq"] != seq:
+                    raise _Unsure
+                shapes.learn(entry)
+                if take is not None:
+                    take(seq, entry, leaf)
+            else:
+                if guess is not None:
+                    guess.follower[0] = shape
+                guess = shape
+                end = found.end()
+                leaf = sha256(b"\x00" + lines[start + 9 : end].translate(None, b"\\")).digest()
+                if replay is not None and not (
+                    (shape.is_use or shape.is_silent)
+                    and replay.pass_by(seq, shape, at, who, request.decode(), int(version or 0), leaf)
+                ):
+                    entry = shape.fixed.copy()
+                    entry["actor"], entry["at"] = who, at
+                    if request:
+                        entry["request"] = request.decode()
+                    if policy:
+                        entry["policy"] = policy.decode()
+                    if version:
+                        entry["version"] = int(version)
+                    if told and shape.reads_data:
+                        data = known.get(told)
+                        if data is None:
+                            data = known[told] = scan(told.translate(None, b"\\").decode(), 0)[0]
+                        entry["data"] = data
+                    take(seq, entry, leaf)
+            leaves.append(leaf)
+            places.append(end)
+            start = end + around + len(number)
+            seq += 1
+        self.last_at, shapes.guess = at, guess
+        if replay is not None and replay.findings:
+            raise _Unsure
+        return leaves, places
+
+
+def _first_of(lines: bytes, start: int = 0) -> tuple[bytes, int]:
+    """Take proof and number out of a line, by where they stand: it is compared with what it should be later on."""
+    end = lines.index(b"\n", start)
+    proof = lines.rindex(b'","proof":[', start, end) + 11
+    stop = lines.rindex(b'],"seq":', proof, end)
+    number = lines[stop + 8 : end - 1].decode("ascii")
+    if not _SIZE.fullmatch(number):
+        raise _Unsure
+    return lines[proof:stop], int(number)
+
+
+def _unescape(line: bytes) -> str:
+    """Return the body in a line that was cut off where its body ends. ValueError: it is none."""
+    if not line.startswith(_FRONT):
+        raise ValueError(line)
+    quoted = line[8:].decode("ascii") + '"'
+    text, end = json.decoder.scanstring(quoted, 1)  # type: ignore[attr-defined]
+    if end != len(quoted) or encode_basestring_ascii(text) != quoted:
+        raise ValueError(line)
+    return str(text)
+
+
+def _leads_up(position: int, last: int, folded: bytes, steps: Sequence[bytes], root: bytes) -> bool:
+    """Whether a subtree's root leads to the tree's (RFC 9162, 2.1.3.2, from the level on where it is a node)."""
+    for step in steps:
+        if last == 0:
+            return False
+        if position & 1 or position == last:
+            folded = node_hash(step, folded)
+            while position and not position & 1:
+                position, last = position >> 1, last >> 1
+        else:
+            folded = node_hash(folded, step)
+        position, last = position >> 1, last >> 1
+    return last == 0 and folded == root
+
+
+def _ends(rows: list[list[bytes]], upper: bytes, numbers: list[bytes]) -> list[bytes]:
+    """Return how the lines of a perfect subtree must end; ``rows``: its hashes, the leaves first."""
+    proofs = [upper]
+    for row in rows[-2::-1]:
+        hashes = [one.hex().encode() for one in row]
+        comma = b'",' if proofs[0] else b'"'
+        beside = hashes.copy()
+        beside[::2], beside[1::2] = hashes[1::2], hashes[::2]
+        if row is rows[0]:
+            break
+        proofs = [b"".join((b'"', step, comma, proofs[place >> 1])) for place, step in enumerate(beside)]
+    else:  # one entry by itself
+        return [
+            b"".join((b'","leaf":"', rows[0][0].hex().encode(), b'","proof":[', upper, b'],"seq":', numbers[0], b"}\n"))
+        ]
+    twice = [proof for proof in proofs for _ in (0, 1)]
+    return [
+        b"".join((b'","leaf":"', own, b'","proof":["', step, comma, proof, b'],"seq":', number, b"}\n"))
+        for own, step, proof, number in zip(hashes, beside, twice, numbers)  # noqa: B905
+    ]
+
+
+def _pieces(many: int) -> list[tuple[int, int]]:
+    """Return which nodes (level, place) hold the first so many leaves of a subtree."""
+    found, at = [], 0
+    for level in range(many.bit_length() - 1, -1, -1):
+        if many >> level & 1:
+            found.append((level, at >> level))
+            at += 1 << level
+    return found
+
+
+class Quick:
+    """Reads a whole export quickly: :meth:`run` says whether the careful way would find nothing.
+
+    ``path``: where other processes can open it. ``processes``: how many there are to be, this one among them.
+    """
+
+    def __init__(
+        self, path: Path | None, wanted: Iterable[int], *, keeps_leaves: bool, rules: bool, processes: int
+    ) -> None:
+        self.header: Header | None = None
+        self.entries = 0
+        self.roots: dict[int, bytes] = {0: EMPTY_ROOT}
+        self.leaves = Leaves() if keeps_leaves else None
+        self.replay = _SpanReplay(is_first=True) if rules else None
+        self._path = path
+        self._wanted = frozenset(wanted)
+        self._processes = processes if path is not None else 1
+
+    def run(self, file: IO[bytes]) -> bool:
+        """Read it from where it stands, which is its beginning. _Alone: there are no other processes to be had."""
+        is_collecting = gc.isenabled()
+        gc.disable()  # nothing here is in a circle, and looking for circles takes time
+        try:
+            self._run(file)
+        except _Alone:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, the careful way says it
+            return False
+        finally:
+            if is_collecting:
+                gc.enable()
+        return True
+
+    def _run(self, file: IO[bytes]) -> None:
+        first = file.readline(_MAX_LINE + 1)
+        self.header = header = read_header(_read_json(first))
+        if not header.is_run or header.since is not None:
+            raise _Unsure
+        asked = Asked(header.head, header.as_of, self._wanted, self.leaves is not None)
+        span, passed = Span(asked, self.replay), sha256(first)
+        if self._processes == 1:
+            rest = _Rest(file)
+            for lines in rest:
+                passed.update(lines)
+                span.feed(lines)
+            span.end()
+            self._join(header, [span.tell()], _read_jsonl(rest.last), passed.hexdigest())
+            if self.replay is not None:
+                self.replay.finish(header.as_of)
+        else:
+            last = _last_line(file)
+            bounds = _bounds(file, len(first), file.seek(0, 2) - len(last), self._processes)
+            file.seek(len(first))
+            with _Others(self._path, bounds[1:], asked, rules=self.replay is not None) as others:
+                for lines in _give(file, bounds[1] - bounds[0]):
+                    passed.update(lines)
+                    span.feed(lines)
+                span.end()
+                while (much := bounds[-1] - file.tell()) > 0:
+                    passed.update(file.read(min(_CHUNK, much)))
+                told = [span.tell(), *others.told()]
+                self._join(header, told, _read_jsonl(last), passed.hexdigest())
+                if self.replay is not None:
+                    self._play(self.replay, told, others, header.as_of)
+        if self.replay is not None and self.replay.findings:
+            raise _Unsure
+
+    def _join(self, header: Header, told: Sequence[Told], closing: EntryLine | ClosingLine, passed: str) -> None:
+        """Check that the spans are the whole of what the header and the closing line say; compute the wanted roots."""
+        size, edge, wanted, last_at = 0, Peaks(), sorted(self._wanted), ""
+        for one in told:
+            if one.size < 0:
+                continue
+            if one.first != size:
+                raise _Unsure
+            if self.leaves is not None:
+                self.leaves.extend(size, one.leaves)
+            for levels, root in one.blocks:
+                while wanted and wanted[0] < size + (1 << levels):
+                    number = wanted.pop(0)
+                    if number:
+                        self.roots[number] = Peaks(number, [*edge.peaks, *one.parts.get(number, ())]).root()
+                edge.push(root, levels)
+                size = edge.size
+            last_at = one.last_at
+        if size in wanted:
+            self.roots[size] = edge.root()
+        self.roots[header.head[0]] = header.head[1]
+        self.entries = size
+        if type(closing) is not ClosingLine or closing != (size, passed) or header.counted != size or not size:
+            raise _Unsure
+        if size != header.head[0] if header.until is None else read_time(last_at) > header.until:
+            raise _Unsure
+
+    @staticmethod
+    def _play(replay: _SpanReplay, told: Sequence[Told], others: _Others, as_of: datetime) -> None:
+        """Play what the spans kept back."""
+        owner = dict.fromkeys(replay.cases, 0)
+        for place, one in enumerate(told[1:], start=1):
+            # Attack: a request that is opened a second time, in another span.
+            if not owner.keys().isdisjoint(one.names) or not owner.keys() >= set(one.earlier):
+                raise _Unsure
+            owner.update(dict.fromkeys(one.names, place))
+        cases = others.cases({name: owner[name] for one in told for name in one.earlier if owner[name]})
+        for one in told[1:]:
+            if one.size >= 0:
+                replay.go_on(one, {name: cases.pop(name) for name in one.earlier if name in cases})
+        if any(name not in replay.cases for one in told[1:] for name in one.overdue):
+            raise _Unsure
+        replay.finish(as_of)
+
+
+class _Rest:
+    """Gives what follows in a file in whole lines, many at a time, but for the last of them."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.last = b""
+        self._file = file
+
+    def __iter__(self) -> Iterator[bytes]:
+        while chunk := self._file.read(_CHUNK):
+            self.last += chunk
+            cut = self.last.rfind(b"\n", 0, len(self.last) - 1) + 1
+            if cut:
+                yield self.last[:cut]
+                self.last = self.last[cut:]
+            if len(self.last) > _MAX_LINE:
+                raise _Unsure
+
+
+def _last_line(file: IO[bytes]) -> bytes:
+    end = file.seek(0, 2)
+    file.seek(max(0, end - 4096))
+    last = file.read()
+    return last[last.rfind(b"\n", 0, -1) + 1 :]
+
+
+def _give(file: IO[bytes], much: int) -> Iterator[bytes]:
+    """Give so many bytes of a file, in pieces that end with a line."""
+    held = b""
+    while much > 0 and (chunk := file.read(min(_CHUNK, much))):
+        much -= len(chunk)
+        held += chunk
+        cut = held.rfind(b"\n") + 1
+        if cut:
+            yield held[:cut]
+            held = held[cut:]
+        if len(held) > _MAX_LINE:
+            raise _Unsure
+    if held or much > 0:
+        raise _Unsure
+
+
+def _bounds(file: IO[bytes], start: int, stop: int, many: int) -> list[int]:
+    """Return where so many spans begin, and where the last ends; all but the first are as long as each other."""
+    # The first process hashes the whole file besides: about a tenth of what it costs to judge it.
+    own = max(1 - (many - 1) / 10, 0.1) / many
+    bounds = [start]
+    for number in range(many - 1):
+        file.seek(start + int((stop - start) * (own + (1 - own) * number / (many - 1))))
+        file.readline(_MAX_LINE)
+        bounds.append(min(max(file.tell(), bounds[-1]), stop))
+    return [*bounds, stop]
+
+
+class _Alone(Exception):
+    """No other process can be had, or one was lost."""
+
+
+class _Others:
+    """The other processes, each with its span; none is left when it is over."""
+
+    def __init__(self, path: Path | None, bounds: Sequence[int], asked: Asked, *, rules: bool) -> None:
+        self._path = path
+        self._bounds = bounds
+        self._asked = asked
+        self._rules = rules
+        self._running: list[tuple[Any, Any]] = []  # process and pipe
+
+    def __enter__(self) -> _Others:  # noqa: PYI034 - Python 3.9 has no Self
+        import multiprocessing  # noqa: PLC0415 - most files are small
+
+        try:
+            context: Any = multiprocessing.get_context(_start_method())
+            for span in zip(self._bounds, self._bounds[1:]):  # noqa: B905
+                ours, theirs = context.Pipe()
+                words = (self._path, span, self._asked, theirs, self._rules)
+                process = context.Process(target=_work, args=words, daemon=True)
+                self._running.append((process, ours))
+                process.start()
+                theirs.close()
+        except (OSError, ImportError, RuntimeError, ValueError):
+            self.__exit__()
+            raise _Alone from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, pipe in self._running:
+            pipe.close()
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+
+    def told(self) -> Iterator[Told]:
+        """Return what each tells."""
+        for number in range(len(self._running)):
+            told = self._receive(number)
+            if told is None:
+                raise _Unsure
+            yield told
+
+    def cases(self, owner: Mapping[str, int]) -> dict[str, Case]:
+        """Return these requests, as the processes that own them left them; the first process is number 0."""
+        names: dict[int, list[str]] = {}
+        for name, number in owner.items():
+            names.setdefault(number - 1, []).append(name)
+        found: dict[str, Case] = {}
+        for number, some in names.items():
+            self._running[number][1].send(some)
+            found.update(self._receive(number))
+        return found
+
+    def _receive(self, number: int) -> Any:  # noqa: ANN401 - what the other sends
+        try:
+            return self._running[number][1].recv()
+        except (OSError, EOFError):
+            raise _Alone from None
+
+
+def _work(path: Path, span: tuple[int, int], asked: Asked, pipe: Any, rules: bool) -> None:  # noqa: ANN401, FBT001
+    """Judge a span in a process of its own; None is sent when not all is well."""
+    gc.disable()
+    told: Told | None = None
+    replay = _SpanReplay(is_first=False) if rules else None
+    try:
+        judge = Span(asked, replay)
+        with path.open("rb") as file:
+            file.seek(span[0])
+            for lines in _give(file, span[1] - span[0]):
+                judge.feed(lines)
+        judge.end()
+        told = judge.tell()
+    except Exception:  # noqa: BLE001, S110 - whatever it is, the careful way says it
+        pass
+    try:
+        pipe.send(told)
+        if replay is not None:
+            names = pipe.recv()
+            pipe.send({name: replay.cases[name] for name in names})
+    except (OSError, EOFError, KeyboardInterrupt):
+        pass  # the first process needs nothing more
+
+
+def _start_method() -> str:
+    """How another process can be started without running somebody's program again. ValueError: there is no way."""
+    import threading  # noqa: PLC0415 - most files are small
+
+    if sys.platform == "linux" and threading.active_count() == 1:
+        return "fork"
+    if __name__ == "__main__":
+        return "spawn"
+    raise ValueError("another process would run the program around this again")
+
+
+def _processes(path: Path | None) -> int:
+    """How many processes are worth it."""
+    if path is None:
+        return 1
+    length = path.stat().st_size
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, 8, length // _WORTH))
+
+
 # --- bundles -------------------------------------------------------------------------------------------------------
 
 _MAX_FILE: Final = 64 << 20  # what is read at once: notes, proofs, policies
@@ -1818,12 +2613,21 @@ class Files:
 class Verifier:
     """Checks one file or bundle; see :func:`verify`."""
 
-    def __init__(self, keys: Sequence[Key], kept: Sequence[tuple[str, bytes]], limit: int, *, rules: bool) -> None:
+    def __init__(
+        self,
+        keys: Sequence[Key],
+        kept: Sequence[tuple[str, bytes]],
+        limit: int,
+        *,
+        rules: bool,
+        processes: int | None = None,
+    ) -> None:
         self.findings = Findings(limit)
         self.unchecked: list[str] = []
         self._keys = keys
         self._kept = kept
         self._rules = rules
+        self._processes = processes
         self._replay: Replay | None = None
 
     def run(self, path: Path) -> Report:
@@ -1832,7 +2636,7 @@ class Verifier:
             if path.is_dir() or zipfile.is_zipfile(path):
                 return self._bundle(Files(path))
             with path.open("rb") as file:
-                export = self._export(file, ())
+                export = self._export(file, (), path=path)
         except _TROUBLE as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged"
             self.findings.add(Kind.UNREADABLE, None, f"The file cannot be read: {reason}.")
@@ -1850,9 +2654,31 @@ class Verifier:
         header = export.header
         return Report(export.entries, self.findings, header.head if header else None, tuple(self.unchecked))
 
-    def _export(self, file: IO[bytes], sizes: Iterable[int], *, keep: bool = False) -> Export:
-        """Check an export, and replay it."""
+    def _export(self, file: IO[bytes], sizes: Iterable[int], *, keep: bool = False, path: Path | None = None) -> Export:
+        """Check an export, and replay it: quickly, and carefully when that does not say that all is well."""
         kept = [head.size for head in map(_read_quietly, (note for _, note in self._kept)) if head is not None]
+        wanted = frozenset((*sizes, *kept))
+        quick = self._quickly(file, path, wanted, keep=keep)
+        if quick is None:
+            file.seek(0)
+            return self._carefully(file, wanted, keep=keep)
+        self._replay = quick.replay
+        export = Export(self.findings, wanted=wanted)
+        export.header, export.entries = quick.header, quick.entries
+        export.roots, export.leaves = quick.roots, quick.leaves
+        return export
+
+    def _quickly(self, file: IO[bytes], path: Path | None, wanted: frozenset[int], *, keep: bool) -> Quick | None:
+        many = self._processes or _processes(path)
+        for processes in dict.fromkeys((many, 1)):
+            quick = Quick(path, wanted, keeps_leaves=keep, rules=self._rules, processes=processes)
+            try:
+                return quick if quick.run(file) else None
+            except _Alone:
+                file.seek(0)
+        return None
+
+    def _carefully(self, file: IO[bytes], wanted: frozenset[int], *, keep: bool) -> Export:
 
         def begin(header: Header) -> None:
             self._replay = (
@@ -1871,7 +2697,7 @@ class Verifier:
             if self._replay is not None:
                 self._replay.pruned(seq, leaf, None, is_known=False)
 
-        export = Export(self.findings, taken=take, hole=hole, pruned=pruned, begun=begin, wanted=(*sizes, *kept))
+        export = Export(self.findings, taken=take, hole=hole, pruned=pruned, begun=begin, wanted=wanted)
         if keep:
             export.leaves = Leaves()
         export.run(file)
@@ -2142,6 +2968,7 @@ def verify(
     *,
     rules: bool = True,
     limit: int = LIMIT,
+    processes: int | None = None,
 ) -> Report:
     """Check an export or a bundle: all findings, in the order of the file.
 
@@ -2149,7 +2976,7 @@ def verify(
     with a name for it; ``rules``: also judge what the entries tell. Nothing is raised but ModuleNotFoundError, when
     there are keys and the package ``cryptography`` is not installed.
     """
-    return Verifier(tuple(keys), tuple(kept), limit, rules=rules).run(Path(path))
+    return Verifier(tuple(keys), tuple(kept), limit, rules=rules, processes=processes).run(Path(path))
 
 
 # --- the command line ----------------------------------------------------------------------------------------------
