@@ -113,18 +113,21 @@ _POSTGRESQL_GUARDS: Final = (
            RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
                MESSAGE = 'the log only grows: ' || lower(TG_OP) || ' is refused';
        END $$""",
-    # The table is named in full: a temporary table called "entry" must not answer in its place.
-    """CREATE OR REPLACE FUNCTION entry_check_next() RETURNS trigger LANGUAGE plpgsql AS $$
-       DECLARE following bigint;
+    # The table is named in full: a temporary table called "entry" must not answer in its place. The name is written
+    # into the function, not looked up at each insert: so its plan is kept, which halves the guard's cost.
+    """DO $do$
+       DECLARE place text := (SELECT quote_ident(nspname) FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid
+           WHERE c.oid = 'entry'::regclass);
        BEGIN
-           EXECUTE 'SELECT COALESCE(MAX(seq) + 1, 0) FROM '
-               || quote_ident(TG_TABLE_SCHEMA) || '.' || quote_ident(TG_TABLE_NAME) INTO following;
-           IF NEW.seq IS DISTINCT FROM following THEN
-               RAISE EXCEPTION USING ERRCODE = 'integrity_constraint_violation',
-                   MESSAGE = 'the log only grows: this is not the next entry';
+           EXECUTE 'CREATE OR REPLACE FUNCTION entry_check_next() RETURNS trigger LANGUAGE plpgsql AS $$
+       BEGIN
+           IF NEW.seq IS DISTINCT FROM (SELECT COALESCE(MAX(seq) + 1, 0) FROM ' || place || '.entry) THEN
+               RAISE EXCEPTION USING ERRCODE = ''integrity_constraint_violation'',
+                   MESSAGE = ''the log only grows: this is not the next entry'';
            END IF;
            RETURN NEW;
-       END $$""",
+       END $$';
+       END $do$""",
     """CREATE OR REPLACE FUNCTION entry_check_change() RETURNS trigger LANGUAGE plpgsql AS $$
        BEGIN
            IF TG_OP = 'UPDATE' AND OLD.body IS NOT NULL AND NEW.body IS NULL
@@ -197,7 +200,11 @@ _POSTGRESQL_GUARDS: Final = (
     "ALTER TABLE pruned ENABLE ALWAYS TRIGGER pruned_no_truncate",
 )
 _POSTGRESQL_GUARDS_STANDING: Final = """
-    SELECT count(*) FROM pg_trigger WHERE tgrelid IN ('entry'::regclass, 'pruned'::regclass) AND tgenabled = 'A'
+    SELECT count(*) FROM pg_trigger t
+    JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE tgrelid IN ('entry'::regclass, 'pruned'::regclass) AND tgenabled = 'A'
+    AND (tgname <> 'entry_only_next' OR EXISTS (SELECT 1 FROM pg_proc p WHERE p.oid = t.tgfoid
+        AND position(' FROM ' || quote_ident(n.nspname) || '.entry)' IN p.prosrc) > 0))
     AND tgname IN ('entry_no_change', 'entry_no_truncate', 'entry_only_next', 'entry_only_pruned',
         'pruned_only_now', 'pruned_no_change', 'pruned_no_truncate')"""
 

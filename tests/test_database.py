@@ -184,6 +184,35 @@ def test_setup_puts_a_missing_guard_back(database: Database, database_url: str) 
         raw(database_url, f"INSERT INTO entry (seq, {ROW}) SELECT 5, {ROW} FROM entry")
 
 
+def test_setup_renews_a_guard_that_names_another_schema(postgres: Postgres, fresh_postgresql: str) -> None:
+    """The guard holds in a schema of any name; after the schema is renamed nothing is appended before a new setup."""
+    name = make_url(fresh_postgresql).database
+    raw(
+        fresh_postgresql,
+        "DROP SCHEMA public CASCADE",
+        'CREATE SCHEMA "Log\'s ""own"""',
+        f"ALTER DATABASE {name} SET search_path = 'Log''s \"own\"'",
+    )
+    database = Database(fresh_postgresql)
+    database.setup()
+    append(database)
+    gap = f"INSERT INTO entry (seq, {ROW}) SELECT 5, {ROW} FROM entry"
+    with pytest.raises(REFUSED, match="the log only grows"):
+        raw(fresh_postgresql, gap)
+    database.close()
+    raw(fresh_postgresql, 'ALTER SCHEMA "Log\'s ""own""" RENAME TO public')
+    raw(fresh_postgresql, f"ALTER DATABASE {name} RESET search_path")
+    with pytest.raises(DatabaseDown):
+        append(database)
+    database.setup()
+    append(database)
+    with pytest.raises(REFUSED, match="the log only grows"):
+        raw(fresh_postgresql, gap)
+    with database.read() as session:
+        assert audit.head(session).size == 2
+    database.close()
+
+
 # --- one writer ----------------------------------------------------------------------------------------------------
 
 
