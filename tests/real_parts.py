@@ -14,9 +14,10 @@ import psycopg
 import pytest
 
 from bot.demo.parts import OpenBao, Postgres
-from bot.demo.vault_setup import LevelSetup, prepare_target, set_up
+from bot.demo.vault_setup import MANAGER, prepare_target, set_up
 from workflows.engines import ENGINES, LevelSettings, Wish
 from workflows.vault import ChildToken, Vault
+from workflows.vault_plan import LevelSetup
 
 WATCH_ROLE = "orders-watch"
 
@@ -135,8 +136,8 @@ class Real:
             return server.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [username]).fetchone() is not None
 
 
-def level_for(pg: Postgres, name: str, group: str, database: str = "orders") -> LevelSetup:
-    """Return a level at ``pg`` whose Vault role is ``name``."""
+def level_for(pg: Postgres, name: str, group: str, database: str = "orders", **more: str) -> LevelSetup:
+    """Return a level at ``pg`` whose Vault role is ``name``; ``more`` are further options."""
     settings = LevelSettings(
         engine="database",
         token_role=f"bg-{name}",
@@ -147,9 +148,12 @@ def level_for(pg: Postgres, name: str, group: str, database: str = "orders") -> 
             "port": str(pg.port),
             "database": database,
             "watch_role": WATCH_ROLE,
+            "group": group,
+            "manager": MANAGER,
+            **more,
         },
     )
-    return LevelSetup(settings, group, timedelta(minutes=30))
+    return LevelSetup(settings, timedelta(minutes=30), name)
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +163,7 @@ def real(tmp_path_factory) -> Iterator[Real]:
     with Postgres(folder / "postgres") as pg, OpenBao(folder / "openbao") as bao:
         target = prepare_target(pg)
         read = level_for(pg, "orders-ro", "bg_orders_ro")
-        write = level_for(pg, "orders-rw", "bg_orders_rw")
+        write = level_for(pg, "orders-rw", "bg_orders_rw", connections="8")
         login = set_up(bao.addr, bao.root_token, target, [read, write])
         yield Real(pg, bao, target, read, write, login)
 

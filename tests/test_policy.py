@@ -154,6 +154,10 @@ def test_the_demo_policy_is_read_completely(demo):
             "port": "5432",
             "database": "orders",
             "watch_role": "orders-watch",
+            "group": "bg_orders_ro",
+            "manager": "bgmgr",
+            "read_only": "true",
+            "statement_timeout": "5m",
         },
     )
     assert write.settings.options["role"] == "orders-rw"
@@ -296,6 +300,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 def test_no_key_may_be_missing(key, text):
     """Taking any key out of the file refuses and names the key, but for what is optional or one of several."""
     optional = {"open_within", "watch_role", "log", "heartbeat", "copies"}
+    optional |= {"group", "manager", "read_only", "statement_timeout"}
     if key in optional | {"read", "write", "customer-impact", "data-loss"}:
         assert parse(text, name="p")
     elif key == "archive":

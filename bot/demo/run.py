@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 import yaml
 
 from bot.demo.parts import OpenBao, Part, PartFailed, Postgres, claim_port, launch
-from bot.demo.vault_setup import BotLogin, LevelSetup, prepare_target, set_up
+from bot.demo.vault_setup import BotLogin, prepare_target, set_up
 from bot.sandbox.server import Sandbox
 from bot.sandbox.workspace import BOT_USER, Channel, Group, Person, WorkspaceSeed
 from workflows import policy as rules
+from workflows.vault_plan import LevelSetup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,9 +43,6 @@ HERE: Final = Path(__file__).parent
 MANIFEST: Final = HERE.parent.parent / "manifest.yml"
 BOT_TOKEN: Final = "xoxb-sandbox-only"  # noqa: S105 - it opens the local workspace and nothing else
 APP_TOKEN: Final = "xapp-sandbox-only"  # noqa: S105
-
-# Which group role at the target a level lends; the rights of each stand in orders.sql.
-GROUPS: Final = {"orders-ro": "bg_orders_ro", "orders-rw": "bg_orders_rw"}
 
 _EVERYBODY: Final = (
     Person("U0RITA", "rita", "Rita Reyes", "On-call engineer, responder"),
@@ -190,7 +188,7 @@ class Demo:
         self.policy_file.write_text(text, encoding="utf-8")
         target = prepare_target(self.pg)
         levels = [
-            LevelSetup(level.settings, GROUPS[level.settings.options["role"]], level.longest)
+            LevelSetup(level.settings, level.longest, f"{account.name}/{level.name}")
             for account in rules.load(self.policy_file).accounts.values()
             for level in account.levels.values()
         ]

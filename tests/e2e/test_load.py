@@ -79,6 +79,7 @@ def _seed() -> WorkspaceSeed:
 def _policy() -> str:
     level = {"title": "Read", "engine": "database", "mount": "database", "role": "orders-ro"}
     level |= {"token_role": "breakglass-read", "host": "127.0.0.1", "port": 5432, "database": "orders"}
+    level |= {"group": "bg_orders_ro", "manager": "bgmgr"}
     level |= {"longest": "30m", "default": "15m", "answer_within": "30m", "open_within": "30m"}
     accounts = {
         f"account-{a}": {

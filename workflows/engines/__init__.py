@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
+    from workflows.engines.seam import Rule, Write
     from workflows.vault import ChildToken, Vault
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -165,6 +166,20 @@ class Engine(Protocol):
 
     def identities(self, vault: Vault, options: Mapping[str, str]) -> frozenset[str]:
         """Return the names at the target that carry the mark of an emergency grant; empty when nobody can look."""
+
+    # What an administrator gives it, once. An engine may also be Prepared, Inspected or Rehearsed (seam.py).
+
+    def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return what a grant's own token may do: read or write that one path."""
+
+    def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return what the bot's own token may do for this level; never what a grant's token may."""
+
+    def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
+        """Return the calls that make the level's roles at Vault, in their order; no credential outlives ``longest``.
+
+        Raises :class:`Invalid`, with the field, when an option is missing that only this needs.
+        """
 
 
 ENGINES: Final[Mapping[str, Engine]] = {"database": Database()}

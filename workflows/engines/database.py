@@ -14,11 +14,14 @@ import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, LiteralString
+from urllib.parse import quote
 
 import psycopg
 
+from workflows.engines import database_sql
 from workflows.engines.leases import MOUNT, NAME, Leased
-from workflows.errors import Unavailable
+from workflows.engines.seam import Rule, Write, lease_rules, watch_rules
+from workflows.errors import Invalid, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 # These become words of a connection string and of a shell line.
 HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*")
 PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
+SSL_MODES: Final = ("disable", "require", "verify-ca", "verify-full")
 
 _SECONDS: Final = 5  # to connect, and for a question
 
@@ -66,6 +70,15 @@ class Database(Leased):
         "port": True,
         "database": True,
         "watch_role": False,  # of the same mount: what the bot looks at the target with
+        # What the role is made of (database_sql.py); Vault is set up by these, and the bot does not need them.
+        "connection": False,
+        "sslmode": False,
+        "group": False,
+        "manager": False,
+        "connections": False,
+        "statement_timeout": False,
+        "read_only": False,
+        "schemas": False,
     }
     needs_public_key: Final = False
 
@@ -85,7 +98,11 @@ class Database(Leased):
             found["port"] = f"{options['port']!r} is not a TCP port."
         if not options["database"].isprintable():
             found["database"] = "The database has no usable name."
-        return found
+        if "connection" in options and not NAME.fullmatch(options["connection"]):
+            found["connection"] = f"{options['connection']!r} is not the name of a Vault connection."
+        if "sslmode" in options and options["sslmode"] not in SSL_MODES:
+            found["sslmode"] = f"It is one of {', '.join(SSL_MODES)}."
+        return found | database_sql.problems(options)
 
     def path(self, options: Mapping[str, str]) -> str:
         """Return the path whose reading creates a user."""
@@ -149,6 +166,91 @@ class Database(Leased):
                 return frozenset()
             rows = target.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'bg-%-%' AND rolcanlogin").fetchall()
         return frozenset(str(name) for (name,) in rows)
+
+    def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the right to make a login."""
+        return (Rule(self.path(options), ("read",)),)
+
+    def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the rights to see and end the level's leases, and to look at the target."""
+        watched = watch_rules(_watch_path(options)) if "watch_role" in options else ()
+        return (*lease_rules(self.lease_prefix(options)), *watched)
+
+    def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
+        """Return the mount, the connection and the roles. Raises Invalid without ``group`` and ``manager``."""
+        missing = {
+            key: f"Vault cannot be set up for this level without {key!r}: {what}."
+            for key, what in (
+                ("group", "the role at PostgreSQL whose rights its logins get"),
+                ("manager", "the role with which Vault makes them"),
+            )
+            if key not in options
+        }
+        connection = options.get("connection", options["database"])
+        if not NAME.fullmatch(connection):
+            missing["connection"] = "The database's name cannot be that of a Vault connection: give one."
+        if missing:
+            raise Invalid(" ".join(missing.values()), fields=missing)
+        mount, host = options["mount"], options["host"]
+        is_local = host in {"localhost", "::1"} or host.startswith("127.")
+        place = f"{f'[{host}]' if ':' in host else host}:{options['port']}/{quote(options['database'], safe='')}"
+        seconds = int(longest.total_seconds())
+        watched = ("watch_role",) if "watch_role" in options else ()
+        made = [
+            Write("POST", f"sys/mounts/{mount}", {"type": "database"}, made_once=True),
+            Write(
+                "POST",
+                f"{mount}/config/{connection}",
+                {
+                    "plugin_name": "postgresql-database-plugin",
+                    "connection_url": f"postgresql://{{{{username}}}}:{{{{password}}}}@{place}"
+                    f"?sslmode={options.get('sslmode', 'disable' if is_local else 'verify-full')}",
+                    "username": options["manager"],
+                    # Otherwise the passwords of the logins reach the server's log in clear text.
+                    "password_authentication": "scram-sha-256",
+                    "username_template": database_sql.USERNAME,
+                    "allowed_roles": sorted(options[key] for key in ("role", *watched)),
+                    "max_open_connections": 8,
+                },
+                secrets=("password",),
+                joined=("allowed_roles",),
+            ),
+            Write(
+                "POST",
+                f"{mount}/roles/{options['role']}",
+                {
+                    "db_name": connection,
+                    "creation_statements": list(database_sql.creation(options)),
+                    "revocation_statements": list(database_sql.revocation(options)),
+                    "default_ttl": seconds,
+                    "max_ttl": seconds,
+                },
+            ),
+        ]
+        if watched:
+            made.append(
+                Write(
+                    "POST",
+                    f"{mount}/roles/{options['watch_role']}",
+                    {
+                        "db_name": connection,
+                        "creation_statements": list(database_sql.watch_creation()),
+                        "revocation_statements": list(database_sql.WATCH_REVOCATION),
+                        "default_ttl": database_sql.WATCH_TTL,
+                        "max_ttl": database_sql.WATCH_TTL,
+                    },
+                )
+            )
+        return tuple(made)
+
+    def target_steps(self, options: Mapping[str, str]) -> str:
+        """Return the SQL for the server's administrator. ``group`` and ``manager`` are there."""
+        manager, where = options["manager"], f"{options['host']}:{options['port']}"
+        steps = database_sql.target_steps(
+            options["database"], manager, [options["group"]], is_watched="watch_role" in options
+        )
+        first = f"-- At {where}, in the database {options['database']!r}, as a superuser; then: \\password {manager}"
+        return f"{first}\n{steps}"
 
 
 def _quoted(value: str) -> str:

@@ -1,0 +1,105 @@
+"""What does an engine ask of Vault's administrator? Rights for the two kinds of token, and calls that make its roles.
+
+``vault_plan.py`` gathers these over the levels of a policy; ``breakglass vault policy`` prints the outcome and
+``breakglass vault apply`` carries it out.
+
+Rules
+-----
+* A right is as narrow as Vault can say it: one path, few capabilities, and only the parameters that the bot sends.
+* What an engine gives is a pure function of the level's options. It holds no secret: the body's keys that need one are
+  named, and the operator brings them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from workflows.engines import Credential
+    from workflows.vault import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A right in a Vault policy.
+
+    ``allowed_parameters``: what may be in the body, each with its values (none: any value); none at all: no limit.
+    Rules of one path are joined: the capabilities add up, and so do the values. ``why`` is the comment above it.
+    """
+
+    path: str
+    capabilities: tuple[str, ...]
+    allowed_parameters: Mapping[str, tuple[str | bool, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A call that makes or mends one thing of an administrator's at Vault.
+
+    Asking ``path`` with GET shows that thing as it is. ``secrets``: keys of the body that are missing here, because
+    only the operator knows them. ``joined``: keys whose lists add up when several levels make the same thing; all else
+    must be equal then. ``made_once``: it is made when it is not there, and never changed (a mount, a key).
+    """
+
+    method: str
+    path: str
+    body: Mapping[str, object]
+    secrets: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
+    made_once: bool = False
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An engine whose target needs an administrator, too. Not every engine is one."""
+
+    def target_steps(self, options: Mapping[str, str]) -> str:
+        """Return what to do at the target once, ready to paste, with comments; it may be done twice."""
+
+
+@runtime_checkable
+class Inspected(Protocol):
+    """An engine that can see at the target what a level's credential could do there. Not every engine is one."""
+
+    def excess(self, vault: Vault, options: Mapping[str, str]) -> tuple[str, ...]:
+        """Return what a credential of the level could do and must not, a sentence each.
+
+        ``vault`` may be the bot's or an operator's. Raises Unavailable when the target does not answer, VaultRefused.
+        """
+
+
+@runtime_checkable
+class Rehearsed(Protocol):
+    """An engine that can try a credential of a level at the target. Not every engine is one."""
+
+    def rehearse(self, credential: Credential, options: Mapping[str, str]) -> tuple[str, ...]:
+        """Log in, do what the level is for, be refused what it is not for; return what was seen, in a few words each.
+
+        Leaves nothing behind. Raises Refused, with the sentence, when the credential does more or less than it should,
+        Unavailable when the target does not answer.
+        """
+
+
+def lease_rules(prefix: str) -> tuple[Rule, ...]:
+    """Return what the bot needs to see and end the leases whose ids begin with ``prefix`` (no slash at its end)."""
+    own = (f"{prefix}/*",)
+    return (
+        # LIST needs sudo, with and without the slash at the end.
+        *(Rule(f"sys/leases/lookup/{prefix}{end}", ("list", "sudo")) for end in ("", "/")),
+        # Without the globs the bot could look at, and revoke, anybody's lease.
+        Rule("sys/leases/lookup", ("update",), {"lease_id": own}),
+        Rule("sys/leases/revoke", ("update",), {"lease_id": own, "sync": (True, False)}),
+    )
+
+
+def watch_rules(path: str) -> tuple[Rule, ...]:
+    """Return what the bot needs to read a credential that can only look, and to end it."""
+    return (
+        Rule(path, ("read",), why="Can only look at a target, to see there that a credential is gone."),
+        Rule("sys/leases/revoke", ("update",), {"lease_id": (f"{path}/*",), "sync": (True, False)}),
+    )

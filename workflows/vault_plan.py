@@ -1,0 +1,260 @@
+"""How is Vault set up for a policy so that the bot can do its work and nothing else?
+
+Pure: a policy in, the calls of an administrator out, in their order. ``breakglass vault policy`` prints them, and
+``breakglass vault apply``, the demo and the tests carry them out: there is no second definition.
+
+Rules
+-----
+* The bot never reads a credential itself. It makes a child token per grant through a token role whose only policy
+  allows one path, and it may look up, list and revoke exactly the leases of its levels.
+* Nothing that a grant's token may do is something that the bot's token may do; a policy that would say so is refused.
+* The key that signs the log's heads is made in Vault and never leaves it. The bot may sign with it and see its public
+  half; a new version of it is an administrator's to make.
+* Levels that make the same thing at Vault must mean the same thing: what they disagree about is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from workflows.engines import ENGINES
+from workflows.engines.seam import Prepared, Rule, Write
+from workflows.errors import Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from workflows.engines import LevelSettings
+    from workflows.policy import Policy
+
+APPROLE: Final = "breakglass-bot"
+APPROLE_MOUNT: Final = "approle"
+TOKEN_TTL: Final = 3600  # seconds; the bot renews it
+TOKEN_MAX_TTL: Final = 24 * 3600
+
+# What the bot may do whatever the levels are.
+_ALWAYS: Final = (
+    Rule("auth/token/lookup-self", ("read",), why="Its own token: look at it, renew it, see what it may do."),
+    Rule("auth/token/renew-self", ("update",)),
+    Rule("sys/capabilities-self", ("update",)),
+    Rule("sys/capabilities-accessor", ("update",)),
+    Rule(
+        "auth/token/revoke-accessor",
+        ("update",),
+        why="Ends of grants. An accessor is known only to whoever made or may list the token.",
+    ),
+    Rule("auth/token/lookup-accessor", ("update",)),
+    Rule("sys/leases", ("read", "list", "sudo"), why="Leases that Vault has given up on."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelSetup:
+    """A level to set up: its settings, its longest time, and its name (``account/level``) for sentences."""
+
+    settings: LevelSettings
+    longest: timedelta
+    name: str = "level"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is to be done. ``targets``: what to do at each target before, ready to paste."""
+
+    targets: tuple[str, ...]
+    writes: tuple[Write, ...]
+
+
+def plan_of(policy: Policy) -> Plan:
+    """Return the plan for a policy. Raises :class:`Invalid` with every problem, each after the level's name."""
+    levels = [
+        LevelSetup(level.settings, level.longest, f"{account.name}/{level.name}")
+        for account in policy.accounts.values()
+        for level in account.levels.values()
+    ]
+    signer = policy.log.signer if policy.log is not None else None
+    is_in_vault = signer is not None and signer.kind == "vault"
+    return plan(levels, (signer.settings["mount"], signer.settings["key"]) if signer and is_in_vault else None)
+
+
+def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -> Plan:
+    """Return the plan for ``levels`` and the log's key (mount, name) of the transit engine; see :func:`plan_of`."""
+    levels = tuple(levels)
+    problems: list[str] = []
+    targets: dict[str, None] = {}
+    writes: dict[str, Write] = {}
+    children: dict[str, tuple[Rule, ...]] = {}  # by token role
+    longest: dict[str, timedelta] = {}
+    bot: list[Rule] = list(_ALWAYS)
+    # 1. Per level: what its engine makes, what a grant's token may, what the bot's may.
+    for level in levels:
+        settings, engine = level.settings, ENGINES[level.settings.engine]
+        # Two levels may lend the same credential for other times, under other quorums.
+        same = [other for other in levels if other.settings == settings]
+        try:
+            made = engine.writes(settings.options, max(other.longest for other in same))
+        except Invalid as error:
+            problems.append(f"{level.name}: {error.sentence}")
+            continue
+        for write in made:
+            known = writes.get(write.path)
+            joined = write if known is None else _joined(known, write)
+            if joined is None:
+                problems.append(f"{level.name}: another level makes {write.path} in Vault in another way.")
+            else:
+                writes[write.path] = joined
+        rules = engine.child_rules(settings.options)
+        if children.setdefault(settings.token_role, rules) != rules:
+            # One token would open what both levels open, whichever of them was approved.
+            problems.append(
+                f"{level.name}: another level with another credential has the same token_role; give it one."
+            )
+        longest[settings.token_role] = max(level.longest, longest.get(settings.token_role, timedelta(0)))
+        bot.append(
+            Rule(
+                f"auth/token/create/{settings.token_role}",
+                ("create", "update"),
+                _CHILD,
+                why=f"A grant of {level.name}.",
+            )
+        )
+        bot += engine.bot_rules(settings.options)
+        if isinstance(engine, Prepared) and (steps := engine.target_steps(settings.options)):
+            targets[steps] = None
+    if log_key is not None:
+        bot += _log_rules(*log_key)
+    reachable = {rule.path for rules in children.values() for rule in rules}
+    problems += [
+        f"The bot's own token could use {rule.path}, which is a level's." for rule in bot if rule.path in reachable
+    ]
+    if problems:
+        raise Invalid("\n".join(dict.fromkeys(problems)))
+    # 2. Per token role: its policy, and itself.
+    for token_role, rules in children.items():
+        only = child_policy_name(token_role)
+        writes[f"sys/policies/acl/{only}"] = Write("PUT", f"sys/policies/acl/{only}", {"policy": hcl(rules)})
+        writes[f"auth/token/roles/{token_role}"] = Write(
+            "POST",
+            f"auth/token/roles/{token_role}",
+            {
+                "allowed_policies": [only],
+                "orphan": True,
+                "renewable": False,
+                "token_no_default_policy": True,
+                "token_type": "service",
+                "token_explicit_max_ttl": int(longest[token_role].total_seconds()),
+            },
+        )
+    # 3. The key that signs the log. Transit keys are not exportable unless they are made so.
+    ending: list[Write] = []
+    if log_key is not None:
+        mount, key = log_key
+        ending.append(Write("POST", f"sys/mounts/{mount}", {"type": "transit"}, made_once=True))
+        ending.append(Write("POST", f"{mount}/keys/{key}", {"type": "ed25519"}, made_once=True))
+    # 4. The bot itself.
+    ending.append(Write("PUT", f"sys/policies/acl/{APPROLE}", {"policy": hcl(bot)}))
+    ending.append(Write("POST", f"sys/auth/{APPROLE_MOUNT}", {"type": "approle"}, made_once=True))
+    ending.append(
+        Write(
+            "POST",
+            f"auth/{APPROLE_MOUNT}/role/{APPROLE}",
+            {
+                "token_policies": [APPROLE],
+                "token_no_default_policy": True,
+                "token_ttl": TOKEN_TTL,
+                "token_max_ttl": TOKEN_MAX_TTL,
+                "token_type": "service",
+            },
+        )
+    )
+    return Plan(tuple(targets), (*writes.values(), *ending))
+
+
+def child_policy_name(token_role: str) -> str:
+    """Return the name of the policy that a token role hands out."""
+    return f"breakglass-{token_role}"
+
+
+def secret_variable(write: Write, key: str) -> str:
+    """Return the name of the environment variable in which an operator brings a secret of a call."""
+    return re.sub(r"[^A-Z0-9]+", "_", f"VAULT_SECRET_{write.path}_{key}".upper())
+
+
+def hcl(rules: Sequence[Rule]) -> str:
+    """Write rules as a Vault policy; those of one path become one block, at the place of the first."""
+    together: dict[str, Rule] = {}
+    for rule in rules:
+        known = together.get(rule.path)
+        together[rule.path] = rule if known is None else _either(known, rule)
+    return "\n".join(_block(rule) for rule in together.values()) + "\n"
+
+
+# Children with only what the bot sends: no policies of its own choice, no period, no id.
+_CHILD: Final = {
+    "ttl": (),
+    "explicit_max_ttl": (),
+    "display_name": (),
+    "meta": (),
+    "renewable": (False,),
+    "no_default_policy": (True,),
+}
+
+
+def _log_rules(mount: str, key: str) -> tuple[Rule, ...]:
+    return (
+        Rule(
+            f"{mount}/sign/{key}",
+            ("update",),
+            {"input": (), "key_version": ()},
+            why="The log's heads: sign them, and see what with.",
+        ),
+        Rule(f"{mount}/keys/{key}", ("read",)),
+    )
+
+
+def _joined(one: Write, other: Write) -> Write | None:
+    """Return the call that makes what both make; None when they contradict each other."""
+    if (one.method, one.secrets, one.joined, one.made_once) != (
+        other.method,
+        other.secrets,
+        other.joined,
+        other.made_once,
+    ) or one.body.keys() != other.body.keys():
+        return None
+    body = dict(one.body)
+    for key, value in other.body.items():
+        mine = body[key]
+        if key in one.joined and isinstance(mine, list) and isinstance(value, list):
+            body[key] = sorted({*mine, *value})
+        elif mine != value:
+            return None
+    return Write(one.method, one.path, body, one.secrets, one.joined, one.made_once)
+
+
+def _either(one: Rule, other: Rule) -> Rule:
+    """Return the right to do what either rule allows."""
+    capabilities = tuple(dict.fromkeys((*one.capabilities, *other.capabilities)))
+    if not one.allowed_parameters or not other.allowed_parameters:
+        return Rule(one.path, capabilities, why=one.why or other.why)
+    limits: dict[str, tuple[str | bool, ...]] = {}
+    for key in dict.fromkeys((*one.allowed_parameters, *other.allowed_parameters)):
+        values = [rule.allowed_parameters[key] for rule in (one, other) if key in rule.allowed_parameters]
+        limits[key] = tuple(dict.fromkeys(value for some in values for value in some)) if all(values) else ()
+    return Rule(one.path, capabilities, limits, why=one.why or other.why)
+
+
+def _block(rule: Rule) -> str:
+    # JSON's strings are HCL's.
+    lines = [f"# {rule.why}"] if rule.why else []
+    lines += [f"path {json.dumps(rule.path)} {{", f"  capabilities = {json.dumps(list(rule.capabilities))}"]
+    if rule.allowed_parameters:
+        lines.append("  allowed_parameters = {")
+        lines += [
+            f"    {json.dumps(key)} = {json.dumps(list(values))}" for key, values in rule.allowed_parameters.items()
+        ]
+        lines.append("  }")
+    return "\n".join([*lines, "}"])
