@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import random
 import subprocess
@@ -10,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from test_standalone import CARL, CHEN, FILE, NOW, RITA, events, written
+from test_standalone import ALICE, BOB, CARL, CHEN, FILE, NOW, RITA, events, signed, written
 
 from storage import audit, export, merkle, standalone
 from storage.audit import SYSTEM, Actor
@@ -331,6 +333,37 @@ def test_moves_that_are_judged_without_their_data_do_not_look_at_it() -> None:
             entry = {"event": event, "actor": standalone.SYSTEM, "at": audit.write_time(NOW), "data": Blind(x=1)}
             replay.take(5, entry | {"request": "BG-1", "from": state, "to": state, "version": 2}, b"")
             assert case.version == 2
+
+
+# --- evidence of each entry -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 21, 300])
+def test_the_evidence_of_all_entries_is_compared_as_a_whole(size, tmp_path) -> None:
+    """Sound evidence is taken quickly; with any byte changed, or an end missing, it is not."""
+    bodies = encoded([{"event": "log:odd"} for _ in range(size)])
+    leaves = list(map(merkle.leaf_hash, bodies))
+    tree, note = merkle.Tree(leaves), signed(bodies, ALICE)
+    text = b"".join(
+        b"c2sp.org/tlog-proof@v1\nindex %d\n%b\n%b"
+        % (seq, b"".join(base64.b64encode(step) + b"\n" for step in tree.inclusion(seq)), note)
+        for seq in range(size)
+    )
+    kept = standalone.Leaves()
+    kept.extend(0, b"".join(leaves))
+    findings = standalone.Findings(9)
+    evidence = standalone.Evidence(findings, (standalone.read_vkey(str(ALICE.key)),), (), kept)
+    assert evidence.is_of_all(io.BytesIO(text))
+    rng = random.Random(size)  # noqa: S311 - which ones, no secret
+    for _ in range(100):
+        changed = bytearray(text)
+        changed[rng.randrange(len(text))] ^= 1 << rng.randrange(8)
+        assert not evidence.is_of_all(io.BytesIO(changed))
+    for other in (b"", text[:-1], text + b"\n", text + text[: len(text) // size], text[len(text) // size :]):
+        assert not evidence.is_of_all(io.BytesIO(other))
+    bob = standalone.Evidence(findings, (standalone.read_vkey(str(BOB.key)),), (), kept)
+    assert not bob.is_of_all(io.BytesIO(text))
+    assert findings == []
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
