@@ -3,7 +3,8 @@
 Rules
 -----
 * Each figure stands beside its baseline, measured in the same run and in turns with it, so that both meet the same
-  weather: the bare INSERT with commit of the same bytes, SHA-256 of the same bytes, SQLite's own dump.
+  weather: the bare INSERT with commit of the same bytes, SHA-256 of the same bytes, SQLite's own dump. A line says
+  what the same append costs without our sessions: the rest of its distance is the log's own table, lock and hashes.
 * One transaction for each entry, on databases that write through to the disk. ``--directory`` says on which disk; what
   the disk costs is in the baseline.
 * "Signed" is as the bot runs it: a HeadKeeper in a thread of its own, woken by each commit; how long the
@@ -35,7 +36,8 @@ from bundling import ORIGIN, row
 from sqlalchemy.engine import make_url
 
 from bot.demo.parts import Postgres
-from storage import audit, bundle, export, proofs, standalone
+from storage import audit, bundle, export, merkle, proofs, standalone
+from storage import database as database_module
 from storage.database import Database
 from storage.heads import HeadKeeper, latest
 from storage.signers import FileKeyring, new_key_file
@@ -128,22 +130,28 @@ def appender(database: Database, data: dict[str, Any] = DATA) -> Callable[[], ob
     return append
 
 
+def connect(url: str) -> Any:
+    """Connect by the driver alone, writing through to the disk, with no transaction of the driver's own making."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        opened: Any = sqlite3.connect(str(parsed.database), isolation_level=None)
+        opened.execute("PRAGMA synchronous = FULL")
+        return opened
+    return psycopg.connect(parsed.set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True)
+
+
 @contextmanager
 def bare(url: str) -> Iterator[Callable[[], object]]:
     """Give what inserts and commits the bytes of such an entry, by the driver alone, into the same database."""
     body = audit.encode(seq=1_000_000, event="command:run", at=datetime.now(UTC), actor=ACTOR, data=DATA)
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        opened: Any = sqlite3.connect(str(parsed.database), isolation_level=None)
-        opened.execute("PRAGMA synchronous = FULL")
         begin, insert = "BEGIN IMMEDIATE", "INSERT INTO bare (body) VALUES (?)"
         kind = "seq INTEGER PRIMARY KEY, body BLOB"
     else:
-        opened = psycopg.connect(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
-        opened.autocommit = True
         begin, insert = "BEGIN", "INSERT INTO bare (body) VALUES (%s)"
         kind = "seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body bytea"
-    with closing(opened):
+    with closing(connect(url)) as opened:
         opened.execute(f"CREATE TABLE bare ({kind})")
 
         def insert_one() -> None:
@@ -153,6 +161,38 @@ def bare(url: str) -> Iterator[Callable[[], object]]:
 
         yield insert_one
         opened.execute("DROP TABLE bare")
+
+
+@contextmanager
+def direct(url: str) -> Iterator[Callable[[], object]]:
+    """Give what appends the same entry to the same log by the driver alone, without sessions, checks and errors.
+
+    So this is what the log's table, guards, lock and hashes cost by themselves: what an append can come down to.
+    """
+    is_sqlite = make_url(url).get_backend_name() == "sqlite"
+    insert = audit._INSERT_SQLITE if is_sqlite else audit._INSERT_POSTGRESQL
+    with closing(connect(url)) as opened:
+        cursor = opened.cursor()
+
+        def append_one() -> None:
+            if is_sqlite:
+                cursor.execute("BEGIN IMMEDIATE")
+                cursor.execute(database_module._NEWEST)
+            else:
+                cursor.execute(database_module._BEGIN_POSTGRESQL)
+                while cursor.nextset():
+                    pass
+            newest = cursor.fetchone()
+            seq, peaks = (newest[0] + 1, newest[1]) if newest else (0, b"")
+            at = datetime.now(UTC)
+            body = audit.encode(seq=seq, event="command:run", at=at, actor=ACTOR, request_id="BG-1", data=DATA)
+            leaf = merkle.leaf_hash(body)
+            peaks = merkle.push(peaks, seq, leaf)
+            stored_at = at.replace(tzinfo=None).isoformat(" ", "microseconds") if is_sqlite else at
+            cursor.execute(insert, (seq, "BG-1", "command:run", stored_at, body, leaf, merkle.root(peaks), peaks))
+            opened.commit()
+
+        yield append_one
 
 
 class Keeping:
@@ -207,14 +247,15 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
     database = Database(url)
     database.setup()
     append, move, keeping = appender(database), mover(database), Keeping(database, folder)
-    plain, baseline, signed, moved = Times(), Times(), Times(), Times()
-    with bare(url) as insert:
-        for call in (insert, append, move):
+    plain, baseline, floor, signed, moved = Times(), Times(), Times(), Times(), Times()
+    with bare(url) as insert, direct(url) as append_directly:
+        for call in (insert, append_directly, append, move):
             Times().run(call, 100)  # for warming up
         with keeping.running():
             keeping.settle()
         for _ in range(ROUNDS):
             baseline.run(insert, times // ROUNDS)
+            floor.run(append_directly, times // ROUNDS)
             plain.run(append, times // ROUNDS)
             with keeping.running():
                 signed.run(append, times // ROUNDS, keeping.settle)
@@ -224,6 +265,7 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
     database.close()
     say(f"Append, {name}: one transaction for each of {times} ({size} in the log at the end); {load()}")
     say(baseline.line("bare INSERT with commit, same bytes"))
+    say(floor.line("the same entry, by the driver alone", baseline))
     say(plain.line("append", baseline))
     say(signed.line("append with signed head", baseline))
     waits = sorted(wait * 1000 for wait in signed.waits)
