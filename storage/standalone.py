@@ -10,10 +10,13 @@ Rules
 * Everything is found, not only the first thing: each finding has a class, an entry and a sentence. Exit code 4 if any.
 * Where a hash is wrong nothing is inferred from the entry: what follows from a finding is not a second finding.
 * A hostile file gets findings, never an exception and never unbounded memory.
+* What is sound is read quickly, several entries at a time and in several processes; that way only ever says that all is
+  well. For anything else the careful way reads the file from its beginning, so findings come from one place.
 * What no file can show by itself is a whole log made up anew by whoever holds its key, and a tail that was cut off
   together with its heads: compare with a head that was kept elsewhere (``--head``), or with a copy.
 
-Parts: entries, tree, signed heads, replay of the rules, exports, bundles, command line. ``FORMAT.md`` says it in prose.
+Parts: entries, tree, signed heads, replay of the rules, exports, the quick way, bundles,
+command line. ``FORMAT.md`` says it in prose.
 """
 
 from __future__ import annotations
@@ -3049,8 +3052,9 @@ def verify(
     """Check an export or a bundle: all findings, in the order of the file.
 
     ``keys`` are the log's and the witnesses' (:func:`read_vkey`); ``kept`` are heads that were received elsewhere, each
-    with a name for it; ``rules``: also judge what the entries tell. Nothing is raised but ModuleNotFoundError, when
-    there are keys and the package ``cryptography`` is not installed.
+    with a name for it; ``rules``: also judge what the entries tell; ``processes``: how many may read it (None: as many
+    as there are cores and as it is worth). Nothing is raised but ModuleNotFoundError, when there are keys and the
+    package ``cryptography`` is not installed.
     """
     return Verifier(tuple(keys), tuple(kept), limit, rules=rules, processes=processes).run(Path(path))
 
