@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bot import export_command, follower_commands, log_commands, retention_commands, verify_command
+from bot import export_command, follower_commands, log_commands, retention_commands, vault_commands, verify_command
 from storage.audit import Actor, Damaged
 from storage.database import DatabaseDown, OtherVersion
 from workflows import policy as rules
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     log_commands.add(commands, who=_me)
     retention_commands.add(commands, who=_me)
     follower_commands.add(commands, who=_me)
+    vault_commands.add(commands)
 
     verify_command.add(commands)
     return parser

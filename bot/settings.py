@@ -55,6 +55,41 @@ class Settings:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """With what an administrator sets Vault up: a login of their own, and secrets that only they know."""
+
+    vault_address: str
+    vault_token: str = field(repr=False)
+    vault_namespace: str | None = None
+    vault_ca_file: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def operator_from_environment(environment: Mapping[str, str]) -> OperatorSettings:
+    """Read an operator's ``environment``. Raises :class:`SettingsInvalid` with every problem."""
+    address, token = (environment.get(name, "").strip() for name in ("VAULT_ADDR", "VAULT_TOKEN"))
+    problems = []
+    if not address.startswith("http"):
+        problems.append("VAULT_ADDR is not set: where Vault or OpenBao answers, as http://host:port.")
+    if not token:
+        problems.append("VAULT_TOKEN is not set: give an operator's token, not the bot's.")
+    if problems:
+        raise SettingsInvalid(tuple(problems))
+    return OperatorSettings(
+        vault_address=address.rstrip("/"),
+        vault_token=token,
+        vault_namespace=environment.get("VAULT_NAMESPACE", "").strip() or None,
+        vault_ca_file=environment.get("VAULT_CACERT", "").strip() or None,
+        environment=MappingProxyType(dict(environment)),
+    )
+
+
+def policy_file(environment: Mapping[str, str]) -> Path:
+    """Return where the policy file is."""
+    return Path(environment.get("BREAKGLASS_POLICY", "").strip() or "breakglass.yml")
+
+
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Read ``environment`` (``os.environ``). Raises :class:`SettingsInvalid` with every problem."""
     problems: list[str] = []

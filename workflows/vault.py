@@ -33,7 +33,7 @@ from hvac.adapters import RawAdapter
 from workflows.errors import Unavailable, VaultRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds
 READ_TIMEOUT: Final = 5.0  # seconds
@@ -228,6 +228,11 @@ class Vault:
         if known is not None:
             self.revoke_lease(known[1].lease_id, sync=True)
 
+    def end_watchers(self) -> None:
+        """Have every watching credential ended. Raises Unavailable, VaultRefused."""
+        for path in tuple(self._watchers):
+            self.end_watcher(path)
+
     def revoke_accessor(self, accessor: str) -> None:
         """End a grant's token and put its leases up for revocation; one that is gone already is fine.
 
@@ -367,6 +372,24 @@ class Vault:
         self._must(answer, "ask for capabilities")
         found = answer.data.get(path, answer.body.get("capabilities"))
         return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
+
+    def own_capabilities(self, paths: Sequence[str]) -> dict[str, frozenset[str]]:
+        """Return what the bot's token may do at each of the paths. Raises Unavailable, VaultRefused."""
+        answer = self._own("post", "sys/capabilities-self", {"paths": list(paths)})
+        self._must(answer, "ask for capabilities")
+        if any(not isinstance(answer.data.get(path), list) for path in paths):
+            raise Unavailable("Vault's answer about the bot's rights leaves some of them out.")
+        return {path: frozenset(map(str, answer.data[path])) for path in paths}
+
+    def is_refused(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bool:
+        """Try a call that the bot has no business with; say whether Vault denied it. Raises Unavailable.
+
+        What comes back is thrown away, so nothing may be tried that would do harm if it were allowed.
+        """
+        answer = self._own(method, path, body)
+        if answer.status in {429, 503}:
+            self._must(answer, f"try {path!r}")
+        return answer.status == 403
 
     # --------------------------------------------------------------------------------------------- the bot's own token
 

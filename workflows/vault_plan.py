@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -69,23 +69,29 @@ class Plan:
     writes: tuple[Write, ...]
 
 
-def plan_of(policy: Policy) -> Plan:
-    """Return the plan for a policy. Raises :class:`Invalid` with every problem, each after the level's name."""
-    levels = [
+def levels_of(policy: Policy) -> tuple[LevelSetup, ...]:
+    """Return all levels of a policy, in its order."""
+    return tuple(
         LevelSetup(level.settings, level.longest, f"{account.name}/{level.name}")
         for account in policy.accounts.values()
         for level in account.levels.values()
-    ]
+    )
+
+
+def plan_of(policy: Policy) -> Plan:
+    """Return the plan for a policy. Raises :class:`Invalid` with every problem, each after the level's name."""
     signer = policy.log.signer if policy.log is not None else None
     is_in_vault = signer is not None and signer.kind == "vault"
-    return plan(levels, (signer.settings["mount"], signer.settings["key"]) if signer and is_in_vault else None)
+    return plan(
+        levels_of(policy), (signer.settings["mount"], signer.settings["key"]) if signer and is_in_vault else None
+    )
 
 
 def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -> Plan:
     """Return the plan for ``levels`` and the log's key (mount, name) of the transit engine; see :func:`plan_of`."""
     levels = tuple(levels)
     problems: list[str] = []
-    targets: dict[str, None] = {}
+    targets: dict[str, dict[str, None]] = {}  # paragraphs, by the line that names the target
     writes: dict[str, Write] = {}
     children: dict[str, tuple[Rule, ...]] = {}  # by token role
     longest: dict[str, timedelta] = {}
@@ -124,7 +130,8 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
         )
         bot += engine.bot_rules(settings.options)
         if isinstance(engine, Prepared) and (steps := engine.target_steps(settings.options)):
-            targets[steps] = None
+            first, _, rest = steps.partition("\n")
+            targets.setdefault(first, {}).update(dict.fromkeys(rest.strip("\n").split("\n\n")))
     if log_key is not None:
         bot += _log_rules(*log_key)
     reachable = {rule.path for rules in children.values() for rule in rules}
@@ -136,25 +143,37 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
     # 2. Per token role: its policy, and itself.
     for token_role, rules in children.items():
         only = child_policy_name(token_role)
-        writes[f"sys/policies/acl/{only}"] = Write("PUT", f"sys/policies/acl/{only}", {"policy": hcl(rules)})
+        writes[f"sys/policies/acl/{only}"] = Write(
+            "PUT", f"sys/policies/acl/{only}", {"policy": hcl(rules)}, lends=True
+        )
         writes[f"auth/token/roles/{token_role}"] = Write(
             "POST",
             f"auth/token/roles/{token_role}",
             {
                 "allowed_policies": [only],
+                "allowed_policies_glob": [],
                 "orphan": True,
                 "renewable": False,
                 "token_no_default_policy": True,
+                "token_period": 0,
                 "token_type": "service",
                 "token_explicit_max_ttl": int(longest[token_role].total_seconds()),
             },
+            lends=True,
         )
-    # 3. The key that signs the log. Transit keys are not exportable unless they are made so.
+    # 3. The key that signs the log, which nobody can take out.
     ending: list[Write] = []
     if log_key is not None:
         mount, key = log_key
         ending.append(Write("POST", f"sys/mounts/{mount}", {"type": "transit"}, made_once=True))
-        ending.append(Write("POST", f"{mount}/keys/{key}", {"type": "ed25519"}, made_once=True))
+        ending.append(
+            Write(
+                "POST",
+                f"{mount}/keys/{key}",
+                {"type": "ed25519", "exportable": False, "allow_plaintext_backup": False},
+                made_once=True,
+            )
+        )
     # 4. The bot itself.
     ending.append(Write("PUT", f"sys/policies/acl/{APPROLE}", {"policy": hcl(bot)}))
     ending.append(Write("POST", f"sys/auth/{APPROLE_MOUNT}", {"type": "approle"}, made_once=True))
@@ -163,6 +182,7 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
             "POST",
             f"auth/{APPROLE_MOUNT}/role/{APPROLE}",
             {
+                "bind_secret_id": True,
                 "token_policies": [APPROLE],
                 "token_no_default_policy": True,
                 "token_ttl": TOKEN_TTL,
@@ -171,7 +191,8 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
             },
         )
     )
-    return Plan(tuple(targets), (*writes.values(), *ending))
+    by_hand = tuple(f"{first}\n" + "\n\n".join(paragraphs) for first, paragraphs in targets.items())
+    return Plan(by_hand, (*writes.values(), *ending))
 
 
 def child_policy_name(token_role: str) -> str:
@@ -218,12 +239,7 @@ def _log_rules(mount: str, key: str) -> tuple[Rule, ...]:
 
 def _joined(one: Write, other: Write) -> Write | None:
     """Return the call that makes what both make; None when they contradict each other."""
-    if (one.method, one.secrets, one.joined, one.made_once) != (
-        other.method,
-        other.secrets,
-        other.joined,
-        other.made_once,
-    ) or one.body.keys() != other.body.keys():
+    if replace(one, body={}) != replace(other, body={}) or one.body.keys() != other.body.keys():
         return None
     body = dict(one.body)
     for key, value in other.body.items():
@@ -232,7 +248,7 @@ def _joined(one: Write, other: Write) -> Write | None:
             body[key] = sorted({*mine, *value})
         elif mine != value:
             return None
-    return Write(one.method, one.path, body, one.secrets, one.joined, one.made_once)
+    return replace(one, body=body)
 
 
 def _either(one: Rule, other: Rule) -> Rule:

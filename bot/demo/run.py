@@ -31,7 +31,7 @@ from bot.demo.vault_setup import BotLogin, prepare_target, set_up
 from bot.sandbox.server import Sandbox
 from bot.sandbox.workspace import BOT_USER, Channel, Group, Person, WorkspaceSeed
 from workflows import policy as rules
-from workflows.vault_plan import LevelSetup
+from workflows.vault_plan import levels_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -187,12 +187,7 @@ class Demo:
         (self.directory / "outside").mkdir(exist_ok=True)
         self.policy_file.write_text(text, encoding="utf-8")
         target = prepare_target(self.pg)
-        levels = [
-            LevelSetup(level.settings, level.longest, f"{account.name}/{level.name}")
-            for account in rules.load(self.policy_file).accounts.values()
-            for level in account.levels.values()
-        ]
-        return set_up(self.bao.addr, self.bao.root_token, target, levels)
+        return set_up(self.bao.addr, self.bao.root_token, target, levels_of(rules.load(self.policy_file)))
 
 
 def run(*, play: bool, port: int | None) -> int:

@@ -18,16 +18,16 @@ from urllib.parse import quote
 
 import psycopg
 
-from workflows.engines import database_sql
+from workflows.engines import database_rights, database_sql
 from workflows.engines.leases import MOUNT, NAME, Leased
 from workflows.engines.seam import Rule, Write, lease_rules, watch_rules
-from workflows.errors import Invalid, Unavailable
+from workflows.errors import Invalid, Refused, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from workflows.engines import Held, Wish
+    from workflows.engines import Credential, Held, Wish
     from workflows.vault import ChildToken, Vault
 
 # These become words of a connection string and of a shell line.
@@ -222,9 +222,12 @@ class Database(Leased):
                     "db_name": connection,
                     "creation_statements": list(database_sql.creation(options)),
                     "revocation_statements": list(database_sql.revocation(options)),
+                    "renew_statements": [],
+                    "rollback_statements": [],
                     "default_ttl": seconds,
                     "max_ttl": seconds,
                 },
+                lends=True,
             ),
         ]
         if watched:
@@ -242,6 +245,21 @@ class Database(Leased):
                 )
             )
         return tuple(made)
+
+    def excess(self, vault: Vault, options: Mapping[str, str]) -> tuple[str, ...]:
+        """Look with the watching login at what the level's group could do; nothing when the level names no group."""
+        if "group" not in options:
+            return ()
+        with _watching(vault, options) as target:
+            return () if target is None else database_rights.excess(target, options)
+
+    def rehearse(
+        self, credential: Credential, options: Mapping[str, str], above: Sequence[Mapping[str, str]]
+    ) -> tuple[str, ...]:
+        """Log in and try what the level is for, and what it is not for."""
+        if not isinstance(credential, Login):
+            raise Refused("This is not a login of PostgreSQL.")
+        return database_rights.rehearse(credential, options, above)
 
     def target_steps(self, options: Mapping[str, str]) -> str:
         """Return the SQL for the server's administrator. ``group`` and ``manager`` are there."""

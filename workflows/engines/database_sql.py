@@ -130,29 +130,32 @@ def target_steps(database: str, manager: str, groups: Iterable[str], *, is_watch
     It gives the manager no password: that is for whoever runs it to set.
     """
     name = '"' + database.replace('"', '""') + '"'
-    lent = (*groups, *((WATCH_GROUP,) if is_watched else ()))
     lines = [
         "-- The manager with which Vault makes logins. Without INHERIT or pg_signal_backend a revocation would fail,",
         "-- and the login would go on working.",
         _created(manager),
         f"ALTER ROLE {manager} LOGIN CREATEROLE INHERIT NOSUPERUSER NOCREATEDB NOREPLICATION NOBYPASSRLS;",
         f"GRANT pg_signal_backend TO {manager};",
+        "-- (What it lends it gets WITH ADMIN OPTION, below: from version 16 on, CREATEROLE alone does not let it hand",
+        "-- out a role that it did not create.)",
         f"GRANT CONNECT ON DATABASE {name} TO {manager};",
         "-- By default every login may connect to every database, and so to these.",
         "REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC;",
     ]
     if is_watched:
         lines += [
+            "",
             "-- What the bot looks with may connect, and has no other right.",
             _created(WATCH_GROUP),
             f"GRANT CONNECT ON DATABASE {name} TO {WATCH_GROUP};",
+            f"GRANT {WATCH_GROUP} TO {manager} WITH ADMIN OPTION;",
         ]
     lines += [
+        "",
         "-- The roles that are lent. Their rights are yours to give: GRANT … TO the role, as narrow as the title says.",
         *(_created(group) for group in groups),
         *(f"GRANT CONNECT ON DATABASE {name} TO {group};" for group in groups),
-        "-- From PostgreSQL 16 on, CREATEROLE alone does not let the manager hand out a role that it did not create.",
-        *(f"GRANT {group} TO {manager} WITH ADMIN OPTION;" for group in lent),
+        *(f"GRANT {group} TO {manager} WITH ADMIN OPTION;" for group in groups),
     ]
     return "\n".join(lines) + "\n"
 

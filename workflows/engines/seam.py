@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from workflows.engines import Credential
     from workflows.vault import Vault
@@ -43,7 +43,8 @@ class Write:
 
     Asking ``path`` with GET shows that thing as it is. ``secrets``: keys of the body that are missing here, because
     only the operator knows them. ``joined``: keys whose lists add up when several levels make the same thing; all else
-    must be equal then. ``made_once``: it is made when it is not there, and never changed (a mount, a key).
+    must be equal then. ``made_once``: it is made when it is not there, and never changed (a mount, a key). ``lends``:
+    it hands out a level's rights, so it is done only when the target was looked at (:class:`Inspected`).
     """
 
     method: str
@@ -52,6 +53,7 @@ class Write:
     secrets: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
     made_once: bool = False
+    lends: bool = False
 
 
 @runtime_checkable
@@ -59,7 +61,11 @@ class Prepared(Protocol):
     """An engine whose target needs an administrator, too. Not every engine is one."""
 
     def target_steps(self, options: Mapping[str, str]) -> str:
-        """Return what to do at the target once, ready to paste, with comments; it may be done twice."""
+        """Return what to do at the target once, ready to paste, with comments; it may be done twice.
+
+        The first line names the target. Paragraphs, with a blank line between them, that several levels of one target
+        have in common are printed once.
+        """
 
 
 @runtime_checkable
@@ -77,11 +83,14 @@ class Inspected(Protocol):
 class Rehearsed(Protocol):
     """An engine that can try a credential of a level at the target. Not every engine is one."""
 
-    def rehearse(self, credential: Credential, options: Mapping[str, str]) -> tuple[str, ...]:
+    def rehearse(
+        self, credential: Credential, options: Mapping[str, str], above: Sequence[Mapping[str, str]]
+    ) -> tuple[str, ...]:
         """Log in, do what the level is for, be refused what it is not for; return what was seen, in a few words each.
 
-        Leaves nothing behind. Raises Refused, with the sentence, when the credential does more or less than it should,
-        Unavailable when the target does not answer.
+        ``above``: the options of the account's levels of this engine that need more custodians; their rights are none
+        of this one's. Leaves nothing behind. Raises Refused, with the sentence, when the credential does more or less
+        than it should, Unavailable when the target does not answer.
         """
 
 
