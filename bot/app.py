@@ -42,6 +42,7 @@ from workflows import policy as rules
 from workflows import sweep
 from workflows.desk import Desk
 from workflows.errors import BreakGlassError, Unavailable
+from workflows.reconcile import Reconciler
 from workflows.signing import open_keyring
 from workflows.vault import Vault
 
@@ -144,6 +145,7 @@ class Bot:
         heads: HeadKeeper | None,
         copies: CopyRunner | None,
         metrics: Metrics | None,
+        reconciler: Reconciler,
         courtesy: Courtesy,
         now: Callable[[], datetime],
     ) -> None:
@@ -153,12 +155,17 @@ class Bot:
         self.heads = heads
         self.copies = copies
         self.metrics = metrics
+        self.reconciler = reconciler
         self._now = now
         self._handler = Listening(app, settings, courtesy)
         self._clock = BackgroundScheduler(timezone=UTC)
         self._clock.add_job(self._tick, "interval", seconds=1, max_instances=1, coalesce=True, misfire_grace_time=None)
         self._clock.add_job(
             self._keep_vault, "interval", seconds=15, max_instances=1, coalesce=True, misfire_grace_time=None
+        )
+        # It only asks: a row says whether the minute is over, whichever bot made the last round.
+        self._clock.add_job(
+            self._reconcile, "interval", seconds=5, max_instances=1, coalesce=True, misfire_grace_time=None
         )
 
     def start(self) -> None:
@@ -187,6 +194,7 @@ class Bot:
         """Stop listening first, so that nothing is taken on that would not be finished."""
         self._handler.close()  # type: ignore[no-untyped-call]
         self.desk.hold_nobody()
+        self.reconciler.stop()
         self._clock.shutdown(wait=True)
         self.follower.stop()
         if self.heads is not None:
@@ -215,6 +223,14 @@ class Bot:
             self.desk.vault.keep_alive(self._now())
         except BreakGlassError as error:
             log.warning("Vault: %s", error.sentence)
+
+    def _reconcile(self) -> None:
+        try:
+            self.reconciler.tick(now=self._now())
+        except BreakGlassError as error:
+            log.warning("not reconciled this time: %s", error.sentence)
+        except Exception:
+            log.exception("the reconciliation failed; the next one is in a minute")
 
 
 def utc_now() -> datetime:
@@ -280,7 +296,18 @@ def build(
     metrics = None
     if settings.metrics is not None:
         metrics = Metrics(*settings.metrics, lambda: read_metrics(database, policy.log, now=now()))
-    return Bot(settings, desk, app, follower, heads=heads, copies=copies, metrics=metrics, courtesy=courtesy, now=now)
+    return Bot(
+        settings,
+        desk,
+        app,
+        follower,
+        heads=heads,
+        copies=copies,
+        metrics=metrics,
+        reconciler=Reconciler(desk),
+        courtesy=courtesy,
+        now=now,
+    )
 
 
 def _copies(

@@ -12,7 +12,7 @@ This module is pure.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,8 @@ from bot.blockkit import Block, escape, label, mention, person, plain, plural, t
 from storage.models import Outcome, State
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
+from workflows.reconcile import ALARM, CLEAR
+from workflows.reconcile import Kind as Alarmed
 from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT
 from workflows.retention import RELEASE as LET_GO
 
@@ -39,6 +41,8 @@ _OUTCOMES: Final[Mapping[str, str]] = MappingProxyType(
         Outcome.DRILL: "a drill",
     }
 )
+
+_MOST_NAMES: Final = 5  # in one line
 
 _VERBS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -136,7 +140,16 @@ def _lapse_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wo
 def _escalate_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
     if record.source == State.ENDING:
         why = escape(plain(str(record.data.get("why", "")), 500), 600)
-        return f"*Not taken back yet* (try {_number(record.data, 'attempt')}): {why} The bot keeps trying.", []
+        at = _listed(record.data, "at")
+        places = ", ".join(f"`{escape(plain(str(one), 100), 150)}`" for one in at[:_MOST_NAMES])
+        where = f" at {places}" if places else ""
+        again = _moment(record.data.get("next_try_at"))
+        soon = f" in {say_duration(again - record.at)}" if again and again > record.at else " soon"
+        line = (
+            f"*Not taken back yet*{where} (try {_number(record.data, 'attempt')}): {why} The bot tries again{soon}, "
+            "and goes on until it is gone. *Count it as usable until then*; if that cannot wait, cut it off there."
+        )
+        return line, []
     return "Still not enough answers; half of the waiting time is over.", []
 
 
@@ -237,7 +250,69 @@ def _end_line(record: Record, _who: str, _case: Case | None, _name: str) -> Word
         after = _number(record.data, "shown_after_ms") / 1000
         at_target = f" At the target, {after:.1f} s after the decision: {', and '.join(shown)}."
     span = say_duration(timedelta(seconds=out))
-    return f"*Ended.* Vault confirmed that the lease is gone, after {span}.{at_target} A review is due.", []
+    exposed = _number(record.data, "exposed_seconds")
+    late = f" *It may have been usable for {say_duration(timedelta(seconds=exposed))} after the decision.*"
+    longer = late if exposed > 1 else ""
+    return f"*Ended.* Vault confirmed that the lease is gone, after {span}.{at_target}{longer} A review is due.", []
+
+
+def _lost_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    gone = escape(plain(str(record.data.get("gone", "lease")), 40), 60)
+    line = (
+        f"*Vault no longer has the {gone} of credential {_number(record.data, 'credential')}*, before its time: "
+        "somebody revoked it in Vault, or Vault has lost data. The access is being ended. Whoever still needs it must "
+        "ask again; security: if none of you did that, Vault's audit log says who did."
+    )
+    return line, []
+
+
+def _stray_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    """Say what is live and on no record, what was done about it, and what is to be done now."""
+    data = record.data
+    kind, revoked = data.get("kind"), data.get("revoked")
+    place = f"`{escape(plain(str(data.get('place', '')), 150), 200)}`"
+    names = [f"`{escape(plain(str(one), 100), 150)}`" for one in _listed(data, "names")[:_MOST_NAMES]]
+    count = max(_number(data, "count"), len(names))
+    listed = ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
+    why = escape(plain(str(data.get("why", "")), 500), 600)
+    credentials = plural(count, "credential")
+    if kind == Alarmed.LEASE:
+        head = f"*ALARM: {credentials} live in Vault that no request explains*, under {place}: {listed}."
+        todo = (
+            "Security: Vault's audit log says which token read it, and when; if that was no crash of the bot, somebody "
+            "has got past it: look for what was done with it at the target."
+        )
+    elif kind == Alarmed.STUCK:
+        head = f"*ALARM: Vault has given up revoking {credentials}* under {place}: {listed}."
+        todo = "Security: look at the target for what was done with it since its time was over."
+    elif kind == Alarmed.IDENTITY:
+        head = f"*ALARM: {plural(count, 'emergency login')} at {place} that no open request explains*: {listed}."
+        todo = (
+            "The bot cannot end them: have the target's administrator take their login away, end their sessions, and "
+            "drop them. Security: who made them, and what was done with them?"
+        )
+    else:
+        span = say_duration(timedelta(seconds=_number(data, "seconds")))
+        head = f"*ALARM: for {span} nobody could look at {place}*, so it is not known which access is live there. {why}"
+        return f"{head} Have it mended; what is being taken back there is not said to be gone before it was seen.", []
+    if revoked is True:
+        done = "The bot has revoked it, and Vault has confirmed that."
+    elif revoked is False:
+        done = (
+            f"*It could not be revoked and may work still*: {why} The bot tries again every minute; cut it off there."
+        )
+    else:
+        done = ""
+    return " ".join(part for part in (head, done, todo) if part), []
+
+
+def _clear_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    place = f"`{escape(plain(str(data.get('place', '')), 150), 200)}`"
+    if data.get("kind") == Alarmed.UNREADABLE:
+        return f"{place} can be looked at again.", []
+    names = ", ".join(f"`{escape(plain(str(one), 100), 150)}`" for one in _listed(data, "names")[:_MOST_NAMES])
+    return f"What was alarmed at {place} is not there any more: {names}.", []
 
 
 def _fail_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
@@ -350,6 +425,7 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.RELEASE: lambda _r, who, _c, _p: (f"{who} is *done*; the access is being taken back.", []),
         Action.REVOKE: lambda _r, who, _c, _p: (f"{who} *revoked* the access; it is being taken back.", []),
         Action.EXPIRE: lambda _r, _w, _c, _p: ("*The time is over*; the access is being taken back.", []),
+        Action.LOSE: _lost_line,
         Action.END: _end_line,
         Action.FAIL: _fail_line,
         Action.REVIEW: _review_line,
@@ -364,6 +440,8 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         CONFIRM: _confirm_line,
         REJECT: _reject_line,
         APPLY: _apply_line,
+        ALARM: _stray_line,
+        CLEAR: _clear_line,
         "log:alarm": _alarm_line,
         "log:rotate": _rotate_line,
         "copy:behind": _behind_line,
@@ -371,6 +449,13 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         "copy:reset": _reset_line,
     }
 )
+
+
+def _moment(value: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
 
 
 def _number(data: Mapping[str, Any], key: str) -> int:

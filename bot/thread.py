@@ -56,6 +56,7 @@ from storage.models import Post, Request
 from workflows import policy as rules
 from workflows.errors import Unavailable
 from workflows.lifecycle import Action, Role, allowed_roles
+from workflows.reconcile import ALARM as ACCESS_ALARM
 from workflows.retention import PROPOSE
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ _MARGIN: Final = timedelta(seconds=3)  # by which a claim outlives a call
 _AGAIN: Final = 1.0  # seconds until a unit that another follower holds is looked at again
 _LONGEST_WAIT: Final = 300.0
 _PATIENT_TRIES: Final = 3  # for the id behind a group's handle
-_UNTRUSTED: Final = frozenset({BEHIND, ALARM, ROTATE})  # entries that call security
+# Entries that call security: the log cannot be trusted, or what is out is not what it says.
+_CALLS_SECURITY: Final = frozenset({BEHIND, ALARM, ROTATE, ACCESS_ALARM, Action.LOSE})
 _SKEW: Final = timedelta(hours=1)  # by which Slack's clock and ours may differ
 _PAGES: Final = 50  # of 200 messages, when a post is looked for
 
@@ -552,13 +554,14 @@ class ThreadFollower:
     def _mentions(self, claim: Claim, case: Case | None, records: Iterable[Record]) -> dict[str, str]:
         """Say who is called at which event: leadership and security at the request and at the grant.
 
-        Security alone, when the log cannot be trusted, its key changes, or a copy of it is behind.
+        Security alone, when the log cannot be trusted, its key changes, a copy of it is behind, or what is live is not
+        what is on record.
         """
         events = {record.event for record in records if record.refused is None}
         called: dict[str, str] = {}
-        if untrusted := events & _UNTRUSTED:  # the log itself, or a copy of it: nobody's request
+        if alarms := events & _CALLS_SECURITY:
             security = " ".join(self._mention(claim, name) for name in self._policy().security)
-            called |= dict.fromkeys(untrusted, security)
+            called |= dict.fromkeys(alarms, security)
         if case is None:
             if PROPOSE in events:  # two of these must confirm
                 names = dict.fromkeys((*self._policy().auditors, *self._policy().security))

@@ -236,6 +236,7 @@ def _ending(case: Case) -> str:
                 "release": f"Handed back by {who}.",
                 "revoke": f"Revoked by {who}.",
                 "expire": "The time was over.",
+                "lost": "Vault no longer had the credential.",
             }.get(row.ended_by or "", "")
             gone = "" if _is_open_to(case, Action.END) else " Vault confirmed that the credential is gone."
             return f"{how}{gone}".strip()

@@ -138,7 +138,7 @@ class Request(SQLModel, table=True):
     review_due_at: datetime | None = _time(nullable=True)
     due_at: datetime | None = _time(nullable=True, index=True)
     attempts: int = Field(default=0, nullable=False)  # failed tries at the present outside effect, for the back-off
-    ended_by: str | None = None  # release | revoke | expire | fail
+    ended_by: str | None = None  # release | revoke | expire | lost | fail
     ended_by_user: str | None = None
 
 
@@ -312,6 +312,23 @@ class Post(SQLModel, table=True):
     last_seq: int | None = None
     picture: str | None = None  # hash of what was drawn last
     tried_at: datetime | None = _time(nullable=True)
+
+
+class Alarm(SQLModel, table=True):
+    """Something at Vault or at a target that nothing on record explains, and whether the log says so already.
+
+    It carries no truth about any request; it only keeps an alarm from being said once a minute.
+    """
+
+    __tablename__: ClassVar[Any] = "alarm"
+    __table_args__ = (CheckConstraint("kind IN ('lease', 'identity', 'stuck', 'unreadable')", name="kind_known"),)
+
+    key: str = Field(primary_key=True)
+    kind: str = Field(nullable=False)
+    place: str = Field(nullable=False)  # a lease prefix, or a target's address
+    name: str = Field(nullable=False)  # of the lease, of the login; empty for a place that cannot be looked at
+    seen_at: datetime = _time()  # when it was first seen
+    said_at: datetime | None = _time(nullable=True)  # when an entry last said so
 
 
 FINAL: Final = frozenset({State.DENIED, State.WITHDRAWN, State.LAPSED, State.FAILED, State.REVIEWED})

@@ -709,6 +709,7 @@ MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
     ("active", "credential:release"): ("ending", "requester"),
     ("active", "credential:revoke"): ("ending", "custodian"),
     ("active", "credential:expire"): ("ending", "system"),
+    ("active", "credential:lost"): ("ending", "system"),
     ("ending", "request:escalate"): ("ending", "system"),
     ("ending", "credential:end"): ("ended", "system"),
     ("ended", "review:remind"): ("ended", "system"),
@@ -1157,9 +1158,11 @@ class Replay:
 
     def _stop(self, seq: int, case: Case, entry: Mapping[str, Any], _data: Mapping[str, Any]) -> None:
         case.ended_by = entry["event"].partition(":")[2]
-        if case.ended_by != "expire":
+        if case.ended_by in {"release", "revoke"}:
             case.ended_by_user = entry["actor"]["person"]
-        elif case.expires is not None and not case.is_partial and read_time(entry["at"]) < case.expires:
+        elif case.ended_by == "lost" or case.expires is None or case.is_partial:
+            return
+        elif read_time(entry["at"]) < case.expires:
             self._find(Kind.CLOCK, seq, f"It expired before its end, {_say(case.expires)}.", case)
 
     def _escalate(self, _seq: int, case: Case, _entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -1244,6 +1247,7 @@ class Replay:
         "credential:release": _stop,
         "credential:revoke": _stop,
         "credential:expire": _stop,
+        "credential:lost": _stop,
         "credential:end": _end,
         "review:file": _review,
     }

@@ -412,7 +412,7 @@ def test_entries_about_no_request_are_posted_in_the_channel(world: _World) -> No
     assert "<@U0OLGA>" in world.history()[0]["text"]
 
 
-@pytest.mark.parametrize("event", ["copy:behind", "log:alarm", "log:rotate"])
+@pytest.mark.parametrize("event", ["copy:behind", "log:alarm", "log:rotate", "access:alarm"])
 def test_security_is_called_when_the_log_or_a_copy_of_it_fails(world: _World, event: str) -> None:
     """That evidence is not kept as it must be is said in the incident channel, and security is called."""
     words = dict.fromkeys(("why", "sentence", "new"), "Full.")

@@ -150,8 +150,16 @@ def entry(event, data=None, *, person="U0CARL", refused=None, source=None, seq=0
 
 
 values = st.one_of(st.none(), st.booleans(), st.integers(), typed, st.lists(typed, max_size=3))
-EVENTS = [*(action.value for action in Action), "log:export", "drill:start", "command:run"]
+EVENTS = [
+    *(action.value for action in Action),
+    "access:alarm",
+    "access:clear",
+    "log:export",
+    "drill:start",
+    "command:run",
+]
 KEYS = ("reason", "credential", "replaces", "why", "identity", "leases", "seconds_out", "outcome", "findings")
+KEYS += ("kind", "place", "names", "revoked", "at", "next_try_at", "exposed_seconds", "gone")
 KEYS += ("follow_ups", "asked_seconds", "granted_seconds", "have", "need", "attempt", "custodians", "said", "count")
 follow_ups = st.fixed_dictionaries({"what": typed, "owner": ids, "due": typed})
 records = st.builds(
@@ -367,6 +375,62 @@ def test_what_is_no_user_id_is_no_mention():
             {"new": "log.example/x+12ab+AYq", "old": None, "lost": True},
             None,
             "the old one did not sign for it*: it is said to be lost.",
+        ),
+        (
+            "access:alarm",
+            {
+                "kind": "lease",
+                "place": "database/creds/x",
+                "names": ["database/creds/x/1"],
+                "count": 1,
+                "revoked": True,
+            },
+            None,
+            "*ALARM: 1 credential live in Vault that no request explains*, under `database/creds/x`: `database/",
+        ),
+        (
+            "access:alarm",
+            {
+                "kind": "lease",
+                "place": "p",
+                "names": [*"abcdefg"],
+                "count": 9,
+                "revoked": False,
+                "why": "Vault is down.",
+            },
+            None,
+            "`e` and 4 more. *It could not be revoked and may work still*: Vault is down. The bot tries again",
+        ),
+        (
+            "access:alarm",
+            {"kind": "identity", "place": "db:5432", "names": ["bg-7kq2-x"], "count": 1},
+            None,
+            "*ALARM: 1 emergency login at `db:5432` that no open request explains*: `bg-7kq2-x`. The bot cannot end",
+        ),
+        (
+            "access:alarm",
+            {"kind": "stuck", "place": "p", "names": ["p/1"], "count": 1, "revoked": True},
+            None,
+            "*ALARM: Vault has given up revoking 1 credential* under `p`: `p/1`. The bot has revoked it",
+        ),
+        (
+            "access:alarm",
+            {"kind": "unreadable", "place": "db:5432", "seconds": 300, "why": "It is down."},
+            None,
+            "for 5 minutes nobody could look at `db:5432`*, so it is not known which access is live there. It is down.",
+        ),
+        (
+            "access:clear",
+            {"kind": "identity", "place": "db", "names": ["bg-x"]},
+            None,
+            "is not there any more: `bg-x`.",
+        ),
+        ("access:clear", {"kind": "unreadable", "place": "db"}, None, "`db` can be looked at again."),
+        (
+            "credential:lost",
+            {"credential": 1, "gone": "lease"},
+            None,
+            "*Vault no longer has the lease of credential 1*",
         ),
         ("drill:start", {}, None, "<@U0CARL>: drill start"),
     ],

@@ -34,7 +34,7 @@ from workflows.lifecycle import Action, allowed_roles, now_is
 from workflows.policy import say_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from storage.database import Database
     from workflows.policy import Level, Policy
@@ -200,6 +200,7 @@ class Issuer(Door):
                     data={
                         "attempt": row.attempts + 1,
                         "why": why,
+                        "at": sorted({target_of(g.options, g.path) for g in case.grants if g.ended_at is None}),
                         "next_try_at": now + wait,
                         "decided_at": row.state_at,
                     },
@@ -219,6 +220,8 @@ class Issuer(Door):
                     "accessors_sha256": [_sha256(g.accessor) for g in case.grants if g.accessor],
                     "decided_at": row.state_at,
                     "seconds_out": _seconds_out(case, now),
+                    # For how long after the decision something of it may still have been there: at most so long.
+                    "exposed_seconds": -(-lag // timedelta(seconds=1)) if any(g.issued_at for g in case.grants) else 0,
                     # What was seen at the target itself, and how long after the decision; nothing: nobody can look.
                     "shown": shown,
                     "shown_after_ms": lag // timedelta(milliseconds=1) if shown else None,
@@ -442,6 +445,12 @@ class Issuer(Door):
         )
         with self._read() as session:
             return frozenset(lease for lease in session.exec(query) if lease is not None)
+
+
+def target_of(options: Mapping[str, str], path: str) -> str:
+    """Return how people call what a credential opens: its address, else its path in Vault."""
+    host, port = options.get("host"), options.get("port")
+    return f"{host}:{port}" if host and port else host or path
 
 
 def _intended(turn: Turn, intent: Intent) -> Grant:

@@ -50,6 +50,7 @@ class Action(StrEnum):
     RELEASE = "credential:release"
     REVOKE = "credential:revoke"
     EXPIRE = "credential:expire"
+    LOSE = "credential:lost"
     END = "credential:end"
     FAIL = "credential:fail"
     REVIEW = "review:file"
@@ -120,6 +121,8 @@ TRANSITIONS: Final = _rows(
     (_S.ACTIVE, _A.RELEASE, _S.ENDING, (Role.REQUESTER,)),
     (_S.ACTIVE, _A.REVOKE, _S.ENDING, (Role.CUSTODIAN,)),
     (_S.ACTIVE, _A.EXPIRE, _S.ENDING, _BOT),
+    # Vault no longer has it before its time: revoked there by somebody, or Vault has lost data.
+    (_S.ACTIVE, _A.LOSE, _S.ENDING, _BOT),
     (_S.ENDING, _A.ESCALATE, _S.ENDING, _BOT),
     (_S.ENDING, _A.END, _S.ENDED, _BOT),
     (_S.ENDED, _A.REMIND, _S.ENDED, _BOT),

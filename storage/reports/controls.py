@@ -37,12 +37,12 @@ class Kind(StrEnum):
     REFUSAL = "refusals"
     ISSUE = "credentials issued"
     END = "credentials confirmed gone"
-    TAKE_BACK = "ends by the clock or by a person"
+    TAKE_BACK = "ends by the clock, by a person or by loss"
     REVIEW = "reviews"
     REMIND = "reminders of reviews"
     EXPORT = "exports"
     POLICY = "policies in force"
-    LOG = "events of the log itself"
+    LOG = "events of the log itself, and alarms"
 
 
 _KINDS: Final[dict[str, Kind]] = {
@@ -54,6 +54,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "credential:reissue": Kind.ISSUE,
     "credential:end": Kind.END,
     "credential:expire": Kind.TAKE_BACK,
+    "credential:lost": Kind.TAKE_BACK,
     "credential:release": Kind.TAKE_BACK,
     "credential:revoke": Kind.TAKE_BACK,
     "request:lapse": Kind.TAKE_BACK,
@@ -64,6 +65,8 @@ _KINDS: Final[dict[str, Kind]] = {
     "policy:load": Kind.POLICY,
     "log:rotate": Kind.LOG,
     "log:alarm": Kind.LOG,
+    "access:alarm": Kind.LOG,
+    "access:clear": Kind.LOG,
     "copy:behind": Kind.LOG,
     "copy:caught_up": Kind.LOG,
 }

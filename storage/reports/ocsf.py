@@ -65,9 +65,11 @@ _ABOUT_THE_LOG: Final[Mapping[str, int]] = {
     "log:rotate": 5,
     closing.EVENT: 99,
 }
-# Something is wrong with the evidence itself: a finding.
+# Something is wrong with the evidence itself, or out that is not in it: a finding.
 _FINDINGS: Final[Mapping[str, tuple[str, int, int]]] = {
     "log:alarm": ("The log does not extend what was signed", 1, 5),
+    "access:alarm": ("Emergency access is not what is on record", 1, 5),
+    "access:clear": ("Emergency access is not what is on record", 3, 1),
     "copy:behind": ("A copy of the log outside is behind", 1, 4),
     "copy:caught_up": ("A copy of the log outside is behind", 3, 1),
 }
@@ -77,6 +79,7 @@ _LOUD: Final[Mapping[str, int]] = {
     "credential:issue": 3,
     "credential:reissue": 3,
     "credential:revoke": 3,
+    "credential:lost": 4,
     "credential:fail": 3,
     "log:export": 2,
     "log:rotate": 3,
@@ -181,7 +184,7 @@ class Mapper:
         found = self._made(_FINDING, activity, record, leaf)
         found["severity_id"], found["severity"] = severity, _SEVERITIES[severity]
         found["status_id"], found["status"] = (4, "Resolved") if activity == 3 else (1, "New")
-        about = _text(record, "copy") or _text(record, "name")
+        about = _text(record, "copy") or _text(record, "name") or _text(record, "place")
         found["finding_info"] = {"uid": f"{record.event}:{about}" if about else f"entry-{record.seq}", "title": title}
         found.pop("actor", None)  # the class has none
         return found

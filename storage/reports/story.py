@@ -247,6 +247,7 @@ ENDINGS: Final[Mapping[str, str]] = {
     "release": "handed back by the requester",
     "revoke": "revoked by a custodian",
     "expire": "ended by the clock",
+    "lost": "ended because Vault no longer had the credential",
     "fail": "no credential could be issued",
 }
 
@@ -471,6 +472,26 @@ def _issue_sentence(record: Record, data: Mapping[str, Any], _names: Names) -> t
     return f"{fresh} {_whole(data, 'credential')} was issued{name}; it ends {moment(_text(data, 'expires_at'))}.", ""
 
 
+def _lost_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    gone = _text(data, "gone") or "lease"
+    return f"Vault no longer had the {gone} of credential {_whole(data, 'credential')}; the access is being ended.", ""
+
+
+_ALARMS: Final[Mapping[str, str]] = {
+    "lease": "ALARM: credentials were live in Vault that no request explains",
+    "identity": "ALARM: emergency logins were at the target that no request explains",
+    "stuck": "ALARM: Vault had given up revoking credentials",
+    "unreadable": "ALARM: nobody could look whether emergency access is live there",
+}
+
+
+def _alarm_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    what = _ALARMS.get(_text(data, "kind"), "ALARM")
+    revoked = _flag(data, "revoked")
+    done = "" if revoked is None else "; they were revoked" if revoked else "; they could not be revoked"
+    return f"{what}: {_text(data, 'place')}{done}.", _text(data, "why")
+
+
 def _end_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
     leases = data.get("leases")
     if not leases:
@@ -510,6 +531,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "credential:release": _plain("Handed the access back; it is being taken back."),
     "credential:revoke": _plain("Revoked the access; it is being taken back."),
     "credential:expire": _plain("The time was over; the access is being taken back."),
+    "credential:lost": _lost_sentence,
     "credential:end": _end_sentence,
     "credential:fail": _plain("No credential could be issued, and nothing is left of the try.", "why"),
     "review:file": _review_sentence,
@@ -519,6 +541,8 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "log:alarm": _plain("ALARM: the log was found not to extend what was signed.", "sentence"),
     "policy:load": _plain("A policy came into force."),
     "policy:text": _plain("A part of the policy's text was put on record."),
+    "access:alarm": _alarm_sentence,
+    "access:clear": _plain("What was alarmed about emergency access is as it should be again."),
     "copy:behind": _plain("A copy of the log outside was behind."),
     "copy:caught_up": _plain("A copy of the log outside had caught up."),
 }
