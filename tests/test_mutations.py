@@ -602,8 +602,8 @@ def other_row_more(m: Mutant) -> Expected:
         )
     else:
         m.raw.execute(
-            'INSERT INTO "grant" (request_id, number, engine, path, lease_prefix, intended_at, ended_at) '
-            "VALUES (?, 99, 'database', 'p', 'p', ?, ?)",
+            'INSERT INTO "grant" (request_id, number, engine, path, lease_prefix, options, intended_at, ended_at) '
+            "VALUES (?, 99, 'database', 'p', 'p', '{}', ?, ?)",
             (name, at, at),
         )
     return expect(Kind.STATE_WITHOUT_ENTRY, request=name)
