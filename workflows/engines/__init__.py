@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from workflows.engines.database import Database
+from workflows.engines.mariadb import MariaDB
 from workflows.errors import Invalid
 
 if TYPE_CHECKING:
@@ -182,4 +183,4 @@ class Engine(Protocol):
         """
 
 
-ENGINES: Final[Mapping[str, Engine]] = {"database": Database()}
+ENGINES: Final[Mapping[str, Engine]] = {"database": Database(), "mariadb": MariaDB()}

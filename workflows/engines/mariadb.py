@@ -1,0 +1,332 @@
+"""How does a MariaDB login come out of Vault's database engine, and how is it shown to be gone?
+
+Rules
+-----
+* What is left at Vault is looked for as for every lease (``leases.py``).
+* Nobody who can log in has MariaDB's right to make accounts, which is the right to change everybody's password: logins
+  are made, ended and looked at by procedures of an account that is locked (``mariadb.sql``, which also has the order
+  that holds against a client that keeps reconnecting, or that stops in the middle of logging in).
+* Whether the login can still do something is then seen at the target, with a login of the bot's that may call the two
+  procedures that look and nothing else (``watch_role``). It sees counts and names, and nobody's statements.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import ssl
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Final
+
+import pymysql
+
+from workflows.engines.database import HOST, PORT
+from workflows.engines.leases import MOUNT, NAME, Leased
+from workflows.engines.seam import Rule, Write, lease_rules, watch_rules
+from workflows.errors import Invalid, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import timedelta
+
+    from workflows.engines import Held, Wish
+    from workflows.vault import ChildToken, Vault
+
+# Roles stand in statements as they are.
+IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
+
+# A person needs a client and a second one, not two hundred.
+CONNECTIONS: Final = 2
+MOST_CONNECTIONS: Final = 20
+WATCH_GROUP: Final = "bg_watch"
+WATCH_CONNECTIONS: Final = 8
+WATCH_TTL: Final = 3600  # seconds
+
+# As at PostgreSQL: the request first, then letters that keep two credentials of one request apart. Shorter than there,
+# since MySQL's names end at 32 characters.
+USERNAME: Final = '{{ printf "%s-%s" (.DisplayName | replace "token-" "" | truncate 20) (random 8) | lowercase }}'
+REVOCATION: Final = ("CALL breakglass.end_login('{{name}}')",)
+
+_SECONDS: Final = 5  # to connect, and for an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A MariaDB account that Vault made for one grant."""
+
+    username: str
+    password: str = field(repr=False)
+    host: str
+    port: int
+    database: str
+    lease_id: str
+    ttl: timedelta
+    is_verified: bool = False
+
+    def lines(self) -> tuple[str, ...]:
+        """Return the line that opens a session, quoted for a POSIX shell.
+
+        The password is in the environment, which only the person's own processes and root can read; among the
+        arguments every local user could list it, and a file (``--defaults-extra-file``) would stay behind. Without
+        ``--no-defaults`` a password in a ``.my.cnf`` would win over the environment's.
+        """
+        words = {"host": self.host, "port": str(self.port), "user": self.username, "database": self.database}
+        options = " ".join(shlex.quote(f"--{name}={value}") for name, value in words.items())
+        # Never the local socket, whatever the host is called: another server may listen there.
+        verified = " --ssl-verify-server-cert" if self.is_verified else ""
+        return (f"MYSQL_PWD={shlex.quote(self.password)} mysql --no-defaults --protocol=tcp{verified} {options}",)
+
+
+class MariaDB(Leased):
+    """Vault's database secrets engine with its MySQL plugin, at a MariaDB; one Vault role per level."""
+
+    keys: Final = {
+        "mount": True,
+        "role": True,
+        "host": True,
+        "port": True,
+        "database": True,
+        "watch_role": False,  # of the same mount: what the bot looks at the target with
+        "tls": False,
+        # What the role is made of; Vault is set up by these, and the bot does not need them.
+        "connection": False,
+        "group": False,
+        "manager": False,
+        "connections": False,
+    }
+    needs_public_key: Final = False
+
+    def problems(self, options: Mapping[str, str]) -> dict[str, str]:
+        """Return what is wrong, by key."""
+        found: dict[str, str] = {}
+        if not MOUNT.fullmatch(options["mount"]):
+            found["mount"] = f"{options['mount']!r} is not the path of a Vault mount."
+        for key in ("role", "watch_role"):
+            if key in options and not NAME.fullmatch(options[key]):
+                found[key] = f"{options[key]!r} is not the name of a Vault role."
+        if options.get("watch_role") == options["role"]:
+            found["watch_role"] = "The bot would look with a credential of the level itself: name another role."
+        if not HOST.fullmatch(options["host"]):
+            found["host"] = f"{options['host']!r} is not a host name or an address."
+        if not PORT.fullmatch(options["port"]) or int(options["port"]) > 65535:
+            found["port"] = f"{options['port']!r} is not a TCP port."
+        if not options["database"].isprintable():
+            found["database"] = "The database has no usable name."
+        if options.get("tls", "verify") not in {"verify", "disable"}:
+            found["tls"] = "It is verify or disable."
+        if "connection" in options and not NAME.fullmatch(options["connection"]):
+            found["connection"] = f"{options['connection']!r} is not the name of a Vault connection."
+        for key in ("group", "manager"):
+            if key in options and not IDENTIFIER.fullmatch(options[key]):
+                found[key] = f"{options[key]!r} is not the name of a role of your own: letters, digits and _."
+        if options.get("group") in {WATCH_GROUP, "root", "PUBLIC", "public"}:
+            found["group"] = f"{options['group']!r} is not a role whose rights can be lent: make one for this level."
+        connections = options.get("connections", str(CONNECTIONS))
+        if not re.fullmatch(r"[1-9][0-9]?", connections) or int(connections) > MOST_CONNECTIONS:
+            found["connections"] = f"The sessions at once are a whole number from 1 to {MOST_CONNECTIONS}."
+        return found
+
+    def path(self, options: Mapping[str, str]) -> str:
+        """Return the path whose reading creates an account."""
+        return f"{options['mount']}/creds/{options['role']}"
+
+    def lease_prefix(self, options: Mapping[str, str]) -> str:
+        """Return the path again: lease ids begin with what was read."""
+        return self.path(options)
+
+    def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Login:  # noqa: ARG002
+        """Create an account and return its login. Raises Unavailable (also when MariaDB is down), VaultRefused."""
+        path = self.path(options)
+        secret = vault.read_as(child, path)
+        username, password = secret.data.get("username"), secret.data.get("password")
+        if not isinstance(username, str) or not isinstance(password, str) or not username or not password:
+            raise Unavailable(f"What Vault gave for {path!r} is not a database login.")
+        return Login(
+            username,
+            password,
+            options["host"],
+            int(options["port"]),
+            options["database"],
+            secret.lease_id,
+            min(child.ttl, secret.lease_duration),
+            is_verified=_is_verified(options),
+        )
+
+    def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:
+        """See that the account does not exist at MariaDB, or is locked, and that no session of it is left."""
+        with _watching(vault, grant.options) as target:
+            if target is None:
+                return ()
+            # Without its name (a crash before it was recorded): whatever is named after the request.
+            like = _escaped(grant.identity) if grant.identity else f"{grant.request_id.lower()}-%"
+            rows = _called(target, "look", like)
+        able, there, sessions = (int(number) for number in rows[0])
+        if able or sessions:
+            raise Unavailable(
+                f"Vault says that it is gone, and at {grant.options['host']} {able} logins and {sessions} sessions of "
+                "it are left.",
+                code="left",
+            )
+        return ("its account is locked" if there else "its account does not exist", "no session of it is open")
+
+    def identities(self, vault: Vault, options: Mapping[str, str]) -> frozenset[str]:
+        """Return the accounts of that server that are named after a request and can log in."""
+        with _watching(vault, options) as target:
+            if target is None:
+                return frozenset()
+            rows = _called(target, "marked")
+        return frozenset(str(name) for (name,) in rows)
+
+    def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the right to make a login."""
+        return (Rule(self.path(options), ("read",)),)
+
+    def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the rights to see and end the level's leases, and to look at the target."""
+        watched = watch_rules(_watch_path(options)) if "watch_role" in options else ()
+        return (*lease_rules(self.lease_prefix(options)), *watched)
+
+    def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
+        """Return the mount, the connection and the roles. Raises Invalid without ``group`` and ``manager``."""
+        missing = {
+            key: f"Vault cannot be set up for this level without {key!r}: {what}."
+            for key, what in (
+                ("group", "the role at MariaDB whose rights its logins get"),
+                ("manager", "the account with which Vault makes them"),
+            )
+            if key not in options
+        }
+        connection = options.get("connection", options["database"])
+        if not NAME.fullmatch(connection):
+            missing["connection"] = "The database's name cannot be that of a Vault connection: give one."
+        if missing:
+            raise Invalid(" ".join(missing.values()), fields=missing)
+        mount, host = options["mount"], options["host"]
+        place = f"{f'[{host}]' if ':' in host else host}:{options['port']}"
+        seconds = int(longest.total_seconds())
+        watched = ("watch_role",) if "watch_role" in options else ()
+        made = [
+            Write("POST", f"sys/mounts/{mount}", {"type": "database"}, made_once=True),
+            Write(
+                "POST",
+                f"{mount}/config/{connection}",
+                {
+                    "plugin_name": "mysql-database-plugin",
+                    "connection_url": f"{{{{username}}}}:{{{{password}}}}@tcp({place})/"
+                    f"?tls={'true' if _is_verified(options) else 'false'}",
+                    "username": options["manager"],
+                    "username_template": USERNAME,
+                    "allowed_roles": sorted(options[key] for key in ("role", *watched)),
+                    "max_open_connections": 8,
+                },
+                secrets=("password",),
+                joined=("allowed_roles",),
+            ),
+            Write(
+                "POST",
+                f"{mount}/roles/{options['role']}",
+                {
+                    "db_name": connection,
+                    "creation_statements": [_creation(options["group"], options.get("connections", str(CONNECTIONS)))],
+                    "revocation_statements": list(REVOCATION),
+                    "default_ttl": seconds,
+                    "max_ttl": seconds,
+                },
+            ),
+        ]
+        if watched:
+            made.append(
+                Write(
+                    "POST",
+                    f"{mount}/roles/{options['watch_role']}",
+                    {
+                        "db_name": connection,
+                        "creation_statements": [_creation(WATCH_GROUP, str(WATCH_CONNECTIONS))],
+                        "revocation_statements": list(REVOCATION),
+                        "default_ttl": WATCH_TTL,
+                        "max_ttl": WATCH_TTL,
+                    },
+                )
+            )
+        return tuple(made)
+
+    def target_steps(self, options: Mapping[str, str]) -> str:
+        """Return the SQL for the server's administrator. ``group`` and ``manager`` are there."""
+        group, manager, where = options["group"], options["manager"], f"{options['host']}:{options['port']}"
+        return "\n".join(
+            [
+                f"-- At {where}, as an administrator, with the program mariadb; it may be run twice.",
+                files("workflows.engines").joinpath("mariadb.sql").read_text(encoding="utf-8"),
+                "-- The manager with which Vault makes logins. It has no password yet, and cannot log in before it has",
+                f"-- one: ALTER USER {manager}@'%' IDENTIFIED BY '…' ACCOUNT UNLOCK;",
+                f"CREATE USER IF NOT EXISTS {manager}@'%' ACCOUNT LOCK;",
+                f"GRANT EXECUTE ON PROCEDURE breakglass.open_login TO {manager}@'%';",
+                f"GRANT EXECUTE ON PROCEDURE breakglass.end_login TO {manager}@'%';",
+                "-- The role that is lent. Its rights are yours to give: GRANT … TO it, as narrow as the title says.",
+                f"CREATE ROLE IF NOT EXISTS {group};",
+                f"GRANT {group} TO breakglass_definer@localhost WITH ADMIN OPTION;",
+                "",
+            ]
+        )
+
+
+def _creation(group: str, connections: str) -> str:
+    return (
+        "CALL breakglass.open_login('{{name}}', '{{password}}', "
+        f"'{group}', {connections}, '{{{{expiration}}}}')"
+    )
+
+
+def _is_verified(options: Mapping[str, str]) -> bool:
+    """Whether the server must show a certificate: unless it is on this machine, or the level says no."""
+    host = options["host"]
+    is_local = host in {"localhost", "::1"} or host.startswith("127.")
+    return options.get("tls", "disable" if is_local else "verify") == "verify"
+
+
+@contextmanager
+def _watching(vault: Vault, options: Mapping[str, str]) -> Iterator[pymysql.Connection[Any] | None]:
+    """Open a session that can only look; None when the level has no role for that. Raises Unavailable."""
+    if "watch_role" not in options:
+        yield None
+        return
+    path = _watch_path(options)
+    where = f"{options['host']}:{options['port']}"
+    login = vault.watcher(path)
+    failure: Unavailable | None = None
+    try:
+        with pymysql.connect(
+            host=options["host"],
+            port=int(options["port"]),
+            user=login.data.get("username"),
+            password=str(login.data.get("password")),
+            ssl=ssl.create_default_context() if _is_verified(options) else None,
+            connect_timeout=_SECONDS,
+            read_timeout=_SECONDS,
+            write_timeout=_SECONDS,
+            autocommit=True,
+        ) as session:
+            yield session
+    except (pymysql.Error, OSError):
+        # A login that the server lost (a restore) is not asked for again and again.
+        vault.forget_watcher(path)
+        failure = Unavailable(f"The database at {where} cannot be looked at, so nothing is shown to be gone.")
+    if failure is not None:
+        raise failure
+
+
+def _watch_path(options: Mapping[str, str]) -> str:
+    return f"{options['mount']}/creds/{options['watch_role']}"
+
+
+def _called(session: pymysql.Connection[Any], procedure: str, *words: str) -> tuple[tuple[Any, ...], ...]:
+    """Call one of the two procedures that look."""
+    with session.cursor() as cursor:
+        cursor.execute(f"CALL breakglass.{procedure}({', '.join(['%s'] * len(words))})", words)
+        return tuple(cursor.fetchall())
+
+
+def _escaped(name: str) -> str:
+    return name.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%")

@@ -1,0 +1,128 @@
+-- What an administrator runs once at a MariaDB (10.5 or newer) whose logins Vault is to make:
+--     mariadb --host … --user root --password < mariadb.sql
+--
+-- MariaDB's right to make accounts (CREATE USER) is the right to change everybody's password, root's as well. So nobody
+-- who can log in gets it. It belongs to an account that is locked for good, and what that account does stands in the
+-- procedures below, which act on no account but those that they made themselves. Vault's manager may call them, and the
+-- bot's watching logins may call the two that look; neither has any other right on the server.
+--
+-- Afterwards, for each level: a role with the rights that it lends, which the locked account may hand out:
+--     CREATE ROLE bg_orders_ro;
+--     GRANT SELECT ON shop.* TO bg_orders_ro;
+--     GRANT bg_orders_ro TO breakglass_definer@localhost WITH ADMIN OPTION;
+-- and Vault's manager:
+--     CREATE USER bgmgr@'10.1.%' IDENTIFIED BY '…';
+--     GRANT EXECUTE ON PROCEDURE breakglass.open_login TO bgmgr@'10.1.%';
+--     GRANT EXECUTE ON PROCEDURE breakglass.end_login TO bgmgr@'10.1.%';
+-- The server should run its events (event_scheduler=ON): with both Vault and the bot dead, they end what is over.
+-- Keep the general log off, or the passwords of the logins stand in it.
+
+CREATE DATABASE IF NOT EXISTS breakglass;
+
+CREATE TABLE IF NOT EXISTS breakglass.login (
+    name        varchar(80) NOT NULL PRIMARY KEY,
+    lent        varchar(80) NOT NULL,
+    made_at     datetime NOT NULL,
+    expires_at  datetime NOT NULL      -- UTC
+) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+
+CREATE USER IF NOT EXISTS breakglass_definer@localhost ACCOUNT LOCK;
+GRANT CREATE USER, CONNECTION ADMIN, PROCESS ON *.* TO breakglass_definer@localhost;
+GRANT SELECT, INSERT, DELETE ON breakglass.login TO breakglass_definer@localhost;
+GRANT EXECUTE, EVENT ON breakglass.* TO breakglass_definer@localhost;
+-- To see who can log in, and for SET DEFAULT ROLE, which asks for the right to write there.
+GRANT SELECT ON mysql.global_priv TO breakglass_definer@localhost;
+GRANT UPDATE ON mysql.* TO breakglass_definer@localhost;
+
+CREATE ROLE IF NOT EXISTS bg_watch;
+GRANT bg_watch TO breakglass_definer@localhost WITH ADMIN OPTION;
+
+DELIMITER //
+
+-- Make a login that lends one role, may have so many sessions, and is over at a time ("2026-03-01 02:15:00+0000").
+CREATE OR REPLACE DEFINER=breakglass_definer@localhost
+PROCEDURE breakglass.open_login(who varchar(80), word text, lent varchar(80), sessions int, expires varchar(40))
+MODIFIES SQL DATA SQL SECURITY DEFINER
+BEGIN
+    DECLARE account varchar(200) DEFAULT CONCAT(QUOTE(who), '@''%''');
+    DECLARE ends_at datetime DEFAULT CONVERT_TZ(
+        LEFT(expires, 19), CONCAT(SUBSTR(expires, 20, 3), ':', SUBSTR(expires, 23, 2)), '+00:00');
+    IF who NOT REGEXP '^[a-z0-9][a-z0-9-]{2,78}[a-z0-9]$' OR lent NOT REGEXP '^[A-Za-z0-9_]{1,80}$'
+        OR ends_at IS NULL OR CHAR_LENGTH(word) < 12 OR sessions < 1 THEN
+        SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no usable name, role, time, password or number of sessions';
+    END IF;
+    -- Under any host, and roles: whoever is there already would be ended with it later.
+    IF EXISTS (SELECT 1 FROM mysql.global_priv WHERE user = who) THEN
+        SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'there is an account of that name';
+    END IF;
+    -- The row first: an account that stands in no row would be nobody's to end. The two commits are one each.
+    INSERT INTO breakglass.login VALUES (who, lent, UTC_TIMESTAMP(), ends_at);
+    BEGIN
+        -- Half a login is none.
+        DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN
+            CALL breakglass.end_login(who);
+            RESIGNAL;
+        END;
+        EXECUTE IMMEDIATE CONCAT(
+            'CREATE USER ', account, ' IDENTIFIED BY ', QUOTE(word), ' WITH MAX_USER_CONNECTIONS ', sessions);
+        EXECUTE IMMEDIATE CONCAT('GRANT `', lent, '` TO ', account);
+        EXECUTE IMMEDIATE CONCAT('SET DEFAULT ROLE `', lent, '` FOR ', account);
+    END;
+END //
+
+-- End a login that open_login made: no new session, then none at all, then no account. An unknown one is fine.
+CREATE OR REPLACE DEFINER=breakglass_definer@localhost PROCEDURE breakglass.end_login(who varchar(80))
+MODIFIES SQL DATA SQL SECURITY DEFINER
+BEGIN
+    DECLARE account varchar(200) DEFAULT CONCAT(QUOTE(who), '@''%''');
+    DECLARE tries int DEFAULT 0;
+    IF EXISTS (SELECT 1 FROM breakglass.login WHERE name = who) THEN
+        -- 1. Whoever asks from here on is refused.
+        EXECUTE IMMEDIATE CONCAT('ALTER USER IF EXISTS ', account, ' ACCOUNT LOCK');
+        -- 2. Whoever asked before has been let in, or will be: a client may stop in the middle of logging in, for as long
+        --    as connect_timeout, and is then judged by the account as it was when it began. It is listed under its name
+        --    from that moment on, and KILL USER ends it like a session. A killed one stays in the list until it is gone.
+        REPEAT
+            EXECUTE IMMEDIATE CONCAT('KILL HARD CONNECTION USER ', account);
+            SET tries = tries + 1;
+            IF tries > 1 THEN DO SLEEP(0.01); END IF;
+        UNTIL tries > 300 OR NOT EXISTS (SELECT 1 FROM information_schema.processlist WHERE user = who) END REPEAT;
+        IF EXISTS (SELECT 1 FROM information_schema.processlist WHERE user = who) THEN
+            -- The account stays locked; Vault tries again.
+            SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'a session of this login does not end';
+        END IF;
+        -- 3. Only now, since nothing of the account is in use.
+        EXECUTE IMMEDIATE CONCAT('DROP USER IF EXISTS ', account);
+        DELETE FROM breakglass.login WHERE name = who;
+        COMMIT;
+    END IF;
+END //
+
+-- How many accounts of that name (a LIKE pattern) can log in, are there, and how many sessions they have.
+CREATE OR REPLACE DEFINER=breakglass_definer@localhost PROCEDURE breakglass.look(who varchar(160))
+READS SQL DATA SQL SECURITY DEFINER
+SELECT COALESCE(SUM(NOT COALESCE(JSON_VALUE(priv, '$.account_locked'), FALSE)), 0) AS able, COUNT(*) AS there,
+    (SELECT COUNT(*) FROM information_schema.processlist WHERE user LIKE who) AS sessions
+FROM mysql.global_priv WHERE user LIKE who //
+
+-- The accounts that are named after a request and can log in.
+CREATE OR REPLACE DEFINER=breakglass_definer@localhost PROCEDURE breakglass.marked()
+READS SQL DATA SQL SECURITY DEFINER
+SELECT user FROM mysql.global_priv
+WHERE user LIKE 'bg-%-%' AND NOT COALESCE(JSON_VALUE(priv, '$.account_locked'), FALSE) //
+
+-- What is over and was not ended: Vault is dead, or has given up.
+CREATE OR REPLACE DEFINER=breakglass_definer@localhost EVENT breakglass.end_what_is_over
+ON SCHEDULE EVERY 10 SECOND DO
+BEGIN
+    -- One that cannot be ended does not keep the others.
+    DECLARE CONTINUE HANDLER FOR SQLEXCEPTION BEGIN END;
+    FOR one IN (SELECT name FROM breakglass.login WHERE expires_at < UTC_TIMESTAMP()) DO
+        CALL breakglass.end_login(one.name);
+    END FOR;
+END //
+
+DELIMITER ;
+
+GRANT EXECUTE ON PROCEDURE breakglass.look TO bg_watch;
+GRANT EXECUTE ON PROCEDURE breakglass.marked TO bg_watch;
