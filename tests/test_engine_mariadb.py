@@ -19,9 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot.demo.vault_setup import LOG_KEY, LOG_MOUNT
 from workflows.engines import ENGINES, LevelSettings
 from workflows.engines.mariadb import Login
 from workflows.errors import Invalid, Unavailable
+from workflows.vault_apply import SAME, Operator, compare
+from workflows.vault_plan import plan
 
 GOOD = {"mount": "maria", "role": "shop-ro", "host": "127.0.0.1", "port": "3306", "database": "shop"}
 MARIADB = ENGINES["mariadb"]
@@ -147,6 +150,25 @@ def test_the_manager_cannot_touch_an_account_that_was_not_made_for_a_grant(maria
     assert maria.login_exists("bgmgr")
     assert not maria.login_exists("bg-new-x")
     assert not maria.pg.execute("SELECT 1 FROM breakglass.login WHERE name IN ('root', 'bgmgr', 'bg-new-x')")
+
+
+def test_what_is_set_up_is_what_is_planned(maria):
+    """Vault has what the plan says, so that a second apply has nothing to do; the target's steps may be run twice."""
+    operator = Operator(maria.bao.addr, maria.bao.root_token)
+    levels = [maria.read, maria.write, maria.wide]
+    assert {one.state for one in compare(operator, plan(levels, (LOG_MOUNT, LOG_KEY)))} == {SAME}
+    for level in levels:
+        maria.pg.script(MARIADB.target_steps(level.settings.options))
+
+
+def test_vault_can_make_the_managers_password_its_own(maria, maria_vault):
+    """After a rotation of the root credential the one that was set up is refused, and logins are made as before."""
+    maria.bao.call("POST", "maria/rotate-root/shop", {})
+    assert _error(lambda: maria.pg.connect(user=maria.target.manager, password=maria.target.password)) == 1045
+    _, grant, _ = maria.open(maria_vault)
+    assert maria.take_back(maria_vault, grant)
+    maria.pg.execute(f"ALTER USER {maria.target.manager}@'%' IDENTIFIED BY '{maria.target.password}'")
+    maria.set_up()
 
 
 def test_a_password_with_quotes_is_a_password(maria):

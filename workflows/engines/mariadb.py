@@ -220,6 +220,8 @@ class MariaDB(Leased):
                     "username_template": USERNAME,
                     "allowed_roles": sorted(options[key] for key in ("role", *watched)),
                     "max_open_connections": 8,
+                    # The manager may not change accounts, but its own password it may.
+                    "root_rotation_statements": ["SET PASSWORD = PASSWORD('{{password}}')"],
                 },
                 secrets=("password",),
                 joined=("allowed_roles",),
@@ -234,6 +236,7 @@ class MariaDB(Leased):
                     "default_ttl": seconds,
                     "max_ttl": seconds,
                 },
+                lends=True,
             ),
         ]
         if watched:
@@ -255,21 +258,20 @@ class MariaDB(Leased):
     def target_steps(self, options: Mapping[str, str]) -> str:
         """Return the SQL for the server's administrator. ``group`` and ``manager`` are there."""
         group, manager, where = options["group"], options["manager"], f"{options['host']}:{options['port']}"
-        return "\n".join(
-            [
-                f"-- At {where}, as an administrator, with the program mariadb; it may be run twice.",
-                files("workflows.engines").joinpath("mariadb.sql").read_text(encoding="utf-8"),
-                "-- The manager with which Vault makes logins. It has no password yet, and cannot log in before it has",
-                f"-- one: ALTER USER {manager}@'%' IDENTIFIED BY '…' ACCOUNT UNLOCK;",
-                f"CREATE USER IF NOT EXISTS {manager}@'%' ACCOUNT LOCK;",
-                f"GRANT EXECUTE ON PROCEDURE breakglass.open_login TO {manager}@'%';",
-                f"GRANT EXECUTE ON PROCEDURE breakglass.end_login TO {manager}@'%';",
-                "-- The role that is lent. Its rights are yours to give: GRANT … TO it, as narrow as the title says.",
-                f"CREATE ROLE IF NOT EXISTS {group};",
-                f"GRANT {group} TO breakglass_definer@localhost WITH ADMIN OPTION;",
-                "",
-            ]
-        )
+        procedures = files("workflows.engines").joinpath("mariadb.sql").read_text(encoding="utf-8")
+        return f"""-- At {where}, as an administrator, with the program mariadb; it may be run twice.
+
+{procedures}
+-- The manager with which Vault makes logins. It cannot log in before it has a password:
+-- ALTER USER {manager}@'%' IDENTIFIED BY '…' ACCOUNT UNLOCK;
+CREATE USER IF NOT EXISTS {manager}@'%' ACCOUNT LOCK;
+GRANT EXECUTE ON PROCEDURE breakglass.open_login TO {manager}@'%';
+GRANT EXECUTE ON PROCEDURE breakglass.end_login TO {manager}@'%';
+
+-- The role that is lent. Its rights are yours to give: GRANT … TO it, as narrow as the level's title says.
+CREATE ROLE IF NOT EXISTS {group};
+GRANT {group} TO breakglass_definer@localhost WITH ADMIN OPTION;
+"""
 
 
 def _creation(group: str, connections: str) -> str:

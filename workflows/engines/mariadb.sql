@@ -1,19 +1,10 @@
--- What an administrator runs once at a MariaDB (10.5 or newer) whose logins Vault is to make:
---     mariadb --host … --user root --password < mariadb.sql
+-- What stands once at a MariaDB (10.5 or newer) whose logins Vault is to make.
 --
 -- MariaDB's right to make accounts (CREATE USER) is the right to change everybody's password, root's as well. So nobody
 -- who can log in gets it. It belongs to an account that is locked for good, and what that account does stands in the
 -- procedures below, which act on no account but those that they made themselves. Vault's manager may call them, and the
 -- bot's watching logins may call the two that look; neither has any other right on the server.
 --
--- Afterwards, for each level: a role with the rights that it lends, which the locked account may hand out:
---     CREATE ROLE bg_orders_ro;
---     GRANT SELECT ON shop.* TO bg_orders_ro;
---     GRANT bg_orders_ro TO breakglass_definer@localhost WITH ADMIN OPTION;
--- and Vault's manager:
---     CREATE USER bgmgr@'10.1.%' IDENTIFIED BY '…';
---     GRANT EXECUTE ON PROCEDURE breakglass.open_login TO bgmgr@'10.1.%';
---     GRANT EXECUTE ON PROCEDURE breakglass.end_login TO bgmgr@'10.1.%';
 -- The server should run its events (event_scheduler=ON): with both Vault and the bot dead, they end what is over.
 -- Keep the general log off, or the passwords of the logins stand in it.
 
