@@ -115,7 +115,12 @@ class Counter(Desk):
 
 @pytest.fixture
 def counter(real: Real, database: Database) -> Counter:
-    """A desk on an empty database and a Vault without leases, with the demo's policy and people.
+    """A desk on an empty database, at the servers that the tests share."""
+    return counter_at(real, database)
+
+
+def counter_at(real: Real, database: Database) -> Counter:
+    """Return a desk on an empty database and a Vault without leases, with the demo's policy and people.
 
     Its clock starts at the true time, since Vault's cannot be moved.
     """

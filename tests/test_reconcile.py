@@ -5,7 +5,9 @@ Against a real OpenBao and a real PostgreSQL.
 
 from __future__ import annotations
 
+import json
 import secrets
+import shutil
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +15,13 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from counter import CARL, PATIENCE, RITA
+from counter import CARL, PATIENCE, RITA, counter_at
+from real_parts import Real, level_for
 from sqlmodel import select
 
 from bot import views
+from bot.demo.parts import OpenBao, Postgres
+from bot.demo.vault_setup import prepare_target, set_up
 from storage.database import Database
 from storage.models import Alarm, Entry, Feed, Grant, State
 from workflows import sweep
@@ -435,3 +440,73 @@ def test_no_alarm_without_an_entry(counter, rounds, real):
             told = [record.data["names"] for record in rounds.said()]
             assert said <= {name for names in told for name in names}
             assert session.exec(select(Entry).where(Entry.event == ALARM)).first() is not None
+
+
+# ---------------------------------------------------------------------------------------------- what Vault has given up
+
+
+class _Raw(OpenBao):
+    """A Vault in whose storage a test may write."""
+
+    def _config(self) -> str:
+        return super()._config() + "\nraw_storage_endpoint = true\n"
+
+
+@pytest.fixture
+def given_up(tmp_path, sqlite_template):
+    """A desk at servers of its own, and how to make its Vault give up on a lease."""
+    with Postgres(tmp_path / "postgres", durable=False) as pg, _Raw(tmp_path / "openbao", persistent=True) as bao:
+        target = prepare_target(pg)
+        read, write = level_for(pg, "orders-ro", "bg_orders_ro"), level_for(pg, "orders-rw", "bg_orders_rw")
+        real = Real(pg, bao, target, read, write, set_up(bao.addr, bao.root_token, target, [read, write]))
+        shutil.copyfile(sqlite_template, tmp_path / "breakglass.db")
+        database = Database(f"sqlite:///{tmp_path / 'breakglass.db'}")
+
+        def give_up(lease_id):
+            # What Vault itself writes after its sixth try, ten minutes on; it is read when it is unsealed.
+            where = f"sys/raw/sys/expire/id/{lease_id}"
+            stored = json.loads(bao.call("GET", where)["data"]["value"])
+            stored["revokeErr"] = "lease has consumed all retry attempts"
+            bao.call("PUT", where, {"value": json.dumps(stored)})
+            bao.seal()
+            bao.unseal()
+            assert real.until(lambda: lease_id in real.root_vault().irrevocable())
+
+        yield counter_at(real, database), real, give_up
+        database.close()
+
+
+def test_what_vault_has_given_up_is_revoked_after_all(given_up):
+    """An irrevocable lease is alarmed with its id, tried while its target is down, and gone once that is back."""
+    counter, real, give_up = given_up
+    rounds = Rounds(counter, Reconciler(counter))
+    credential, _, _ = real.open(counter.vault)
+    give_up(credential.lease_id)
+    with target_down(real):
+        rounds.make()
+        (alarm,) = rounds.said(about="stuck")
+        assert alarm.data["names"] == [credential.lease_id]
+        assert alarm.data["revoked"] is False
+    rounds.make(seconds=5)
+    assert len(rounds.said(about="stuck")) == 1
+    assert len(rounds.said(CLEAR, about="stuck")) == 1
+    assert counter.vault.irrevocable() == frozenset()
+    assert not real.login_exists(credential.username)
+
+
+def test_an_end_that_vault_gave_up_finishes_by_itself(given_up):
+    """A request whose lease became irrevocable while its target was down ends when the target is back."""
+    counter, real, give_up = given_up
+    row, credential = opened(counter)
+    counter.revoke(CARL, row.id, counter.fresh(row).request.version, now=counter.now)
+    with target_down(real):
+        assert not counter.finish(row.id, now=counter.now)
+        give_up(credential.lease_id)
+        counter.pass_time(seconds=5)
+        sweep.tick(counter, now=counter.now)
+        assert counter.fresh(row).state is State.ENDING
+    counter.pass_time(seconds=300)
+    sweep.tick(counter, now=counter.now)
+    assert counter.fresh(row).state is State.ENDED
+    assert counter.vault.irrevocable() == frozenset()
+    assert not real.login_exists(credential.username)

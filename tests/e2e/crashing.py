@@ -4,7 +4,9 @@ Run as a program. It reads orders from standard input, a JSON object a line, and
 
 * ``{"do": "start", "database": URL}``: fork a child that runs the bot; then ``started`` and ``listening`` are said.
 * ``{"do": "arm", "kill": {...} | null}``: from now on the child says each point that it passes; at the ``nth`` that is
-  of this ``kind``, ``name`` and ``when`` it sends itself SIGKILL. ``armed`` is said.
+  of this ``kind``, ``name`` and ``when`` it sends itself SIGKILL. ``armed`` is said. With ``"hold": {...}``
+  in its place it stands still there (all threads, each at its next point), says ``held``, and goes on at
+  ``{"do": "go"}``.
 * ``{"do": "kill"}``: SIGKILL from outside. However a child ends, ``died`` is said, with the signal or the exit code.
 
 Rules
@@ -14,6 +16,7 @@ Rules
   Slack's socket; each ``before`` and ``after``. "After" is when the effect is there and nobody has been told. A call
   has a point ``during`` it, too: it was sent, and whoever gets it finds that nobody waits for the answer.
 * The parent has imported everything and does nothing else, so that a child is up in a moment, and a fork is safe.
+* What happens once a minute is no point: it may come at any time, or not at all (the reconciliation).
 * A child outlives neither its parent nor the test: the pipe that brings its orders is closed with them.
 * What is said is written at once and never buffered: a child that is killed has said all that it passed.
 """
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RECONCILE_SECONDS: Final = "CRASHING_RECONCILE_SECONDS"  # in the environment, how often it is reconciled
 _DATABASE: Final = "BREAKGLASS_DATABASE_URL"
 _VAULT: Final = (
     (r"POST auth/approle/login", "log in"),
@@ -81,18 +85,41 @@ class Points:
         self._turn = threading.Lock()
         self._is_armed = False
         self._kill: tuple[str, str, str, int] | None = None
+        self._hold: tuple[str, str, str, int] | None = None
+        self._go = threading.Event()
         self._passed: Counter[tuple[str, str, str]] = Counter()
         self._under_way = threading.local()
 
-    def arm(self, kill: dict[str, Any] | None) -> None:
+    def arm(self, kill: dict[str, Any] | None, hold: dict[str, Any] | None) -> None:
         """Count from here."""
         with self._turn:
             self._is_armed = True
             self._passed.clear()
-            self._kill = (kill["kind"], kill["name"], kill["when"], kill["nth"]) if kill else None
+            self._go.clear()
+            self._kill, self._hold = (
+                (at["kind"], at["name"], at["when"], at["nth"]) if at else None for at in (kill, hold)
+            )
+
+    def go(self) -> None:
+        """Let those go on who stand still."""
+        self._go.set()
+
+    def unseen(self, do: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap what passes no points."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self._under_way.is_unseen = True
+            try:
+                return do(*args, **kwargs)
+            finally:
+                self._under_way.is_unseen = False
+
+        return wrapped
 
     def passed(self, kind: str, name: str, when: str) -> None:
         """Say where the process is, and die if that is the point."""
+        if getattr(self._under_way, "is_unseen", False):
+            return
         with self._turn:  # no other thread passes a point between the last word and the end
             if not self._is_armed:
                 return
@@ -101,6 +128,9 @@ class Points:
             say(point={"kind": kind, "name": name, "when": when, "nth": self._passed[point]})
             if self._kill == (*point, self._passed[point]):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self._hold == (*point, self._passed[point]):
+                say(held=True)
+                self._go.wait()
 
     def around(self, kind: str, name: Callable[..., str], do: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a method of a library: a point before it and one after it."""
@@ -272,8 +302,12 @@ def _obey(orders: int, points: Points) -> None:
     """Take orders until the pipe closes: then nobody is there any more for whom to run."""
     with os.fdopen(orders) as lines:
         for line in lines:
-            points.arm(json.loads(line)["kill"])
-            say(armed=True)
+            order = json.loads(line)
+            if order["do"] == "go":
+                points.go()
+            else:
+                points.arm(order["kill"], order.get("hold"))
+                say(armed=True)
     os._exit(1)
 
 
@@ -289,6 +323,10 @@ def _serve(orders: int, database: str) -> None:
     # And a call that was cut is not under way for two seconds more: the sandbox takes in at once what was sent.
     quick = partial(app.ThreadFollower, pace=False, doubt=timedelta(seconds=0.3))
     app.ThreadFollower = quick  # type: ignore[assignment,misc]
+    app.Reconciler.tick = points.unseen(app.Reconciler.tick)  # type: ignore[method-assign]
+    if seconds := os.environ.get(RECONCILE_SECONDS):
+        often = partial(app.Reconciler, every=timedelta(seconds=float(seconds)))
+        app.Reconciler = often  # type: ignore[assignment,misc]
     app.build(from_environment(os.environ)).run(ended)
 
 
@@ -341,7 +379,7 @@ def main() -> None:
                 case "start":
                     pid, ours = _start(order["database"])
                     watch = os.pidfd_open(pid)
-                case "arm":
+                case "arm" | "go":
                     os.write(ours, json.dumps(order).encode() + b"\n")
                 case "kill":
                     os.kill(pid, signal.SIGKILL)
