@@ -3,7 +3,8 @@
 Rules
 -----
 * Nothing is changed: no message, no credential. (A token of ten seconds, which could read a level's path and is revoked
-  at once, shows that the level can be opened.)
+  at once, shows that the level can be opened.) With ``levels`` a credential of each is tried (``workflows/trial.py``).
+* The bot must not be able to do more than its work, either: that it is refused is asked as well.
 * A question that cannot be asked because of an earlier answer is left out, not answered "fine".
 """
 
@@ -19,6 +20,7 @@ from slack_sdk.errors import SlackApiError
 from bot.app import SCOPES, slack_client, vault_client
 from bot.directory import SlackDirectory
 from storage import audit, heads
+from storage.audit import SYSTEM
 from storage.checkpoint import verify
 from storage.database import Database, DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, Notary, NotReadable, build_copies, lags
@@ -26,16 +28,21 @@ from storage.heads import Rewritten
 from storage.signers import SignerDown
 from workflows import policy as rules
 from workflows.engines import ENGINES
+from workflows.engines.seam import Inspected
 from workflows.errors import BreakGlassError
 from workflows.policy import say_duration
 from workflows.signing import open_keyring
+from workflows.trial import try_level
+from workflows.vault_limits import breaches, forbidden_paths, probes
+from workflows.vault_plan import levels_of, log_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bot.settings import Settings
+    from storage.audit import Actor
     from storage.followers import Copy
-    from workflows.policy import Policy
+    from workflows.policy import Account, Policy
     from workflows.vault import Vault
 
 _TRY: Final = timedelta(seconds=10)
@@ -50,8 +57,11 @@ class Finding:
     sentence: str
 
 
-def check(settings: Settings) -> list[Finding]:
-    """Ask everything. Raises nothing of its own: what fails is a finding."""
+def check(settings: Settings, *, levels: bool = False, who: Actor = SYSTEM) -> list[Finding]:
+    """Ask everything. Raises nothing of its own: what fails is a finding.
+
+    ``levels``: also make a credential of each level, try it and take it back, in the name of ``who``.
+    """
     found = list(_database(settings))
     has_database = found[0].is_fine
     policy: Policy | None = None
@@ -64,7 +74,7 @@ def check(settings: Settings) -> list[Finding]:
         found += _heads(settings, policy, now=datetime.now(UTC))
         found += _copies(settings, policy)
     found += _slack(settings, policy)
-    found += _vault(settings, policy)
+    found += _vault(settings, policy, Database(settings.database_url) if levels and has_database else None, who)
     return found
 
 
@@ -233,7 +243,7 @@ def _people(directory: SlackDirectory, policy: Policy) -> Iterator[Finding]:
         yield Finding(True, f"People: all {len(names)} people and groups of the policy exist and can act.")
 
 
-def _vault(settings: Settings, policy: Policy | None) -> Iterator[Finding]:
+def _vault(settings: Settings, policy: Policy | None, trials: Database | None, who: Actor) -> Iterator[Finding]:
     try:
         vault = vault_client(settings)
         health = vault.health()
@@ -247,9 +257,52 @@ def _vault(settings: Settings, policy: Policy | None) -> Iterator[Finding]:
     except BreakGlassError as error:
         yield Finding(False, f"Vault: {error.sentence}")
         return
-    for account in policy.accounts.values() if policy else ():
+    if policy is None:
+        return
+    for account in policy.accounts.values():
         for level in account.levels.values():
-            yield _level(vault, f"{account.name}/{level.name}", level)
+            name = f"{account.name}/{level.name}"
+            found = [_level(vault, name, level), *_target(vault, name, level)]
+            yield from found
+            if trials is not None and all(finding.is_fine for finding in found):
+                yield _trial(vault, trials, account, level, who)
+    yield from _limits(vault, policy)
+
+
+def _target(vault: Vault, name: str, level: rules.Level) -> Iterator[Finding]:
+    """Whether a level's credential could do more at its target than it should."""
+    engine = ENGINES[level.settings.engine]
+    if not isinstance(engine, Inspected):
+        return
+    try:
+        yield from (Finding(False, f"{name}: {one}") for one in engine.excess(vault, level.settings.options))
+    except BreakGlassError as error:
+        yield Finding(False, f"{name}: {error.sentence}")
+
+
+def _trial(vault: Vault, database: Database, account: Account, level: rules.Level, who: Actor) -> Finding:
+    name = f"{account.name}/{level.name}"
+    try:
+        seen = try_level(vault, database, account, level, who)
+    except BreakGlassError as error:
+        return Finding(False, f"{name}: tried, and it failed: {error.sentence}")
+    except DatabaseDown as error:
+        return Finding(False, f"{name}: {error}")
+    return Finding(True, f"{name}: tried: {'; '.join(seen)}.")
+
+
+def _limits(vault: Vault, policy: Policy) -> Iterator[Finding]:
+    """Whether the bot is refused where it has no business."""
+    levels, log_key = levels_of(policy), log_key_of(policy)
+    try:
+        found = list(breaches(vault, levels, log_key))
+    except BreakGlassError as error:
+        yield Finding(False, f"Vault: {error.sentence}")
+        return
+    yield from (Finding(False, f"Vault: {one}") for one in found)
+    if not found:
+        places = len(forbidden_paths(levels, log_key)) + len(probes(levels))
+        yield Finding(True, f"Vault: the bot is refused in {places} places where it has no business.")
 
 
 def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
@@ -264,8 +317,11 @@ def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
         own = vault.capabilities(path)
     except BreakGlassError as error:
         return Finding(False, f"{name}: {error.sentence}")
-    if "read" not in may:
-        return Finding(False, f"{name}: a token of role {settings.token_role} may not read {path}; mend its policy.")
-    if own & {"read", "root"}:
-        return Finding(False, f"{name}: the bot's own token may read {path}; it must not: take that right away.")
-    return Finding(True, f"{name}: a grant's token may read {path}, and the bot itself may not.")
+    needed = {one for rule in ENGINES[settings.engine].child_rules(settings.options) for one in rule.capabilities}
+    if not needed <= may:
+        return Finding(False, f"{name}: a token of role {settings.token_role} may not use {path}; mend its policy.")
+    if more := sorted(may - needed):
+        return Finding(False, f"{name}: a token of role {settings.token_role} may also {' and '.join(more)} {path}.")
+    if own - {"deny"}:
+        return Finding(False, f"{name}: the bot's own token may use {path}; it must not: take that right away.")
+    return Finding(True, f"{name}: a grant's token may use {path}, and the bot itself may not.")

@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="show every problem of the set-up at once")
+    check.add_argument(
+        "--levels",
+        action="store_true",
+        help="also make a credential of a minute of each level, try what it opens and what not, and take it back",
+    )
     check.set_defaults(run=_check)
 
     demo = commands.add_parser("demo", help="a whole break-glass event on your own machine, in a browser")
@@ -107,7 +112,7 @@ def _serve(_: argparse.Namespace) -> int:
     return OK
 
 
-def _check(_: argparse.Namespace) -> int:
+def _check(options: argparse.Namespace) -> int:
     from bot.check import check  # noqa: PLC0415
     from bot.settings import SettingsInvalid, from_environment  # noqa: PLC0415
 
@@ -117,7 +122,7 @@ def _check(_: argparse.Namespace) -> int:
         for problem in invalid.problems:
             print(f"PROBLEM  {problem}")
         return REFUSED
-    found = check(settings)
+    found = check(settings, levels=options.levels, who=_me())
     for finding in found:
         print(f"{'ok     ' if finding.is_fine else 'PROBLEM'}  {finding.sentence}")
     problems = sum(not finding.is_fine for finding in found)

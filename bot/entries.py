@@ -24,6 +24,7 @@ from workflows.reconcile import ALARM, CLEAR
 from workflows.reconcile import Kind as Alarmed
 from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT
 from workflows.retention import RELEASE as LET_GO
+from workflows.trial import TRIED, TRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -406,6 +407,16 @@ def _policy_line(record: Record, _who: str, _case: Case | None, _name: str) -> W
     return f"*The policy* `{digest}…` is in force from now on.", []
 
 
+def _trial_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    level = escape(f"{data.get('account', '')}/{data.get('level', '')}", 100)
+    if record.event == TRY:
+        return f"{who} tries the level *{level}*, with a credential of a minute that nobody sees.", []
+    if data.get("passed") is True:
+        return f"The trial of *{level}* went well, and its credential is gone.", []
+    return f"*The trial of {level} failed:*", [typed(str(data.get("said", "")))]
+
+
 _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = MappingProxyType(
     {
         Action.OPEN: _open_line,
@@ -442,6 +453,8 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         APPLY: _apply_line,
         ALARM: _stray_line,
         CLEAR: _clear_line,
+        TRY: _trial_line,
+        TRIED: _trial_line,
         "log:alarm": _alarm_line,
         "log:rotate": _rotate_line,
         "copy:behind": _behind_line,

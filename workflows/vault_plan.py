@@ -80,11 +80,13 @@ def levels_of(policy: Policy) -> tuple[LevelSetup, ...]:
 
 def plan_of(policy: Policy) -> Plan:
     """Return the plan for a policy. Raises :class:`Invalid` with every problem, each after the level's name."""
+    return plan(levels_of(policy), log_key_of(policy))
+
+
+def log_key_of(policy: Policy) -> tuple[str, str] | None:
+    """Return mount and name of the transit key that signs the log; None: it is signed otherwise, or not."""
     signer = policy.log.signer if policy.log is not None else None
-    is_in_vault = signer is not None and signer.kind == "vault"
-    return plan(
-        levels_of(policy), (signer.settings["mount"], signer.settings["key"]) if signer and is_in_vault else None
-    )
+    return None if signer is None or signer.kind != "vault" else (signer.settings["mount"], signer.settings["key"])
 
 
 def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
 from bot.check import check
@@ -12,7 +13,7 @@ from bot.demo.parts import PartFailed
 from bot.demo.run import Demo
 from bot.sandbox.driver import Driver
 from bot.settings import from_environment
-from storage.audit import SYSTEM, append
+from storage.audit import SYSTEM, Actor, append, read_entries
 from storage.database import Database
 from storage.models import Feed
 
@@ -129,7 +130,8 @@ def test_a_deactivated_custodian_is_named(demo, settings):
 def test_a_bot_that_may_read_credentials_itself_is_a_problem(demo, settings):
     """Too many rights are a finding, too: with the root token the bot could read every level."""
     found = problems(replace(settings, vault_role_id="", vault_secret_id="", vault_token=demo.bao.root_token))
-    assert sum("must not" in sentence for sentence in found) == 2
+    assert sum(sentence.startswith("orders-db/") and "must not" in sentence for sentence in found) == 2
+    assert any("more places that the bot's own token may use: is it an operator's?" in sentence for sentence in found)
 
 
 def test_a_copy_that_cannot_be_reached_is_named_with_how_far_it_is(demo, settings, tmp_path):
@@ -159,3 +161,138 @@ def test_a_copy_that_is_behind_is_named(demo, settings):
     (problem,) = [sentence for sentence in problems(settings) if sentence.startswith("Copy")]
     assert "1 entry behind, the oldest for 2 hours" in problem
     assert "3 tries failed" in problem
+
+
+# ------------------------------------------------------------------------------------------------ trials of the levels
+
+
+def entries(settings):
+    """Return the log's entries about trials."""
+    database = Database(settings.database_url)
+    with database.read() as session:
+        found = [record for record in read_entries(session) if record.event.startswith("drill:")]
+    database.close()
+    return found
+
+
+@pytest.fixture
+def nothing_left(demo):
+    """Afterwards there is neither a lease nor a login of a trial."""
+    yield
+    for role in ("orders-ro", "orders-rw"):
+        with pytest.raises(PartFailed, match="404"):  # an empty LIST
+            demo.bao.call("LIST", f"sys/leases/lookup/database/creds/{role}")
+    with psycopg.connect(demo.pg.dsn) as server:
+        assert server.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'check-%'").fetchall() == []
+
+
+def trials(settings, *, fine):
+    """Try the levels; return the sentences of those that went well, or did not."""
+    found = check(settings, levels=True, who=Actor("", "shell:ada"))
+    return [f.sentence for f in found if "tried" in f.sentence and f.is_fine is fine]
+
+
+def test_each_level_is_tried_logged_and_leaves_nothing_behind(settings, nothing_left):
+    """A read-only level reads and cannot write, a writing one may write; each trial is two entries with who asked."""
+    before = len(entries(settings))
+    read, write = trials(settings, fine=True)
+    assert "it reads public.customers" in read
+    assert "it cannot write to public.customers, nor to anything else" in read
+    assert "it may write to public.order_items" in write
+    for sentence in (read, write):
+        for words in ("its role does not exist", "no session of it is open", "it was gone "):
+            assert words in sentence
+    told = entries(settings)[before:]
+    assert [(record.event, record.data["level"]) for record in told] == [
+        ("drill:try", "read"),
+        ("drill:tried", "read"),
+        ("drill:try", "write"),
+        ("drill:tried", "write"),
+    ]
+    assert {record.actor.person for record in told} == {"shell:ada"}
+    assert all(record.data["passed"] for record in told[1::2])
+    assert told[1].data["identity"].startswith(told[0].data["name"])
+
+
+def test_without_being_asked_for_no_level_is_tried(settings):
+    """A plain check makes no credential and writes no entry."""
+    before = len(entries(settings))
+    check(settings)
+    assert len(entries(settings)) == before
+
+
+PLANTED = [
+    ("GRANT UPDATE (note) ON orders TO bg_orders_ro", "REVOKE UPDATE (note) ON orders FROM bg_orders_ro", "may write"),
+    ("ALTER ROLE bg_orders_ro CREATEROLE", "ALTER ROLE bg_orders_ro NOCREATEROLE", "CREATEROLE"),
+    ("GRANT pg_read_server_files TO bg_orders_ro", "REVOKE pg_read_server_files FROM bg_orders_ro", "pg_read_server"),
+]
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=[word for *_, word in PLANTED])
+def test_a_group_that_was_given_more_is_named_and_not_tried(demo, settings, nothing_left, planted):
+    """What somebody granted at the target since the set-up is found by every check, before a credential is made."""
+    plant, mend, word = planted
+    before = len(entries(settings))
+    with psycopg.connect(demo.pg.dsn_for("orders"), autocommit=True) as server:
+        server.execute(plant)
+        try:
+            found = problems(settings)
+            trials(settings, fine=True)
+        finally:
+            server.execute(mend)
+    (problem,) = [sentence for sentence in found if sentence.startswith("orders-db/")]
+    assert problem.startswith("orders-db/read: ")
+    assert word in problem
+    assert {record.data["level"] for record in entries(settings)[before:]} == {"write"}
+
+
+def test_a_level_that_has_the_rights_of_one_with_more_custodians_fails_its_trial(demo, settings, nothing_left):
+    """A reading group that somebody made a member of the writing one is not what one custodian may open."""
+    with psycopg.connect(demo.pg.dsn_for("orders"), autocommit=True) as server:
+        server.execute("GRANT bg_orders_rw TO bg_orders_ro WITH INHERIT FALSE")
+        try:
+            (problem,) = trials(settings, fine=False)
+        finally:
+            server.execute("REVOKE bg_orders_rw FROM bg_orders_ro")
+    assert "has the rights of bg_orders_rw, which need more custodians" in problem
+
+
+def test_a_role_that_was_changed_at_vault_fails_its_trial(demo, settings, nothing_left):
+    """A login that is not made as the policy says is noticed, taken back, and the entry says why it failed."""
+    path = "database/roles/orders-ro"
+    role = demo.bao.call("GET", path)["data"]
+    other = [line.replace("LIMIT 2", "LIMIT 200") for line in role["creation_statements"]]
+    demo.bao.call("POST", path, {**role, "creation_statements": other})
+    try:
+        (problem,) = trials(settings, fine=False)
+    finally:
+        demo.bao.call("POST", path, role)
+    assert "run breakglass vault apply" in problem
+    failed = [record for record in entries(settings) if record.event == "drill:tried" and not record.data["passed"]]
+    assert "run breakglass vault apply" in failed[-1].data["said"]
+    assert any("it was gone" in seen for seen in failed[-1].data["seen"])
+
+
+def test_a_target_that_is_down_fails_its_trial_and_is_named(demo, settings):
+    """With PostgreSQL away nothing is called fine, and the trial's entries say that it failed."""
+    demo.pg.kill()
+    try:
+        found = [f.sentence for f in check(settings, levels=True) if not f.is_fine]
+    finally:
+        demo.pg.start()
+    assert any(sentence.startswith("orders-db/read: ") for sentence in found)
+    assert not any("tried: it logs in" in sentence for sentence in found)
+
+
+def test_a_right_too_many_of_the_bot_is_named(demo, settings):
+    """A bot that may read how the levels' logins are made is told so."""
+    path = "sys/policies/acl/breakglass-bot"
+    before = demo.bao.call("GET", path)["data"]["policy"]
+    more = 'path "database/roles/*" { capabilities = ["read"] }'
+    demo.bao.call("PUT", path, {"policy": f"{before}\n{more}\n"})
+    try:
+        found = [sentence for sentence in problems(settings) if sentence.startswith("Vault: ")]
+    finally:
+        demo.bao.call("PUT", path, {"policy": before})
+    assert len(found) == 3
+    assert all("may read database/roles/orders-" in sentence for sentence in found)

@@ -6,7 +6,8 @@ Rules
   at, whether they are inherited or not.
 * The first question is asked with the watching login, which sees every role and every right and has none itself; the
   second with a credential of the level.
-* What is tried changes no row: a statement is planned and its rights are checked, and no row meets its condition.
+* What is tried changes no row: of a statement that would write, only the plan is asked for (EXPLAIN), and PostgreSQL
+  checks its rights all the same. No trigger fires.
 """
 
 from __future__ import annotations
@@ -70,12 +71,14 @@ AND (has_table_privilege(%(role)s, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNC
     OR has_any_column_privilege(%(role)s, c.oid, 'SELECT, INSERT, UPDATE'))
 ORDER BY 1
 """
+# Of one's own tables: the first that can be read, and the first that can be written to.
 _OWN_TABLES: Final = f"""
-SELECT n.nspname, c.relname, a.attname, has_table_privilege(c.oid, 'SELECT') FROM pg_class c
-JOIN pg_namespace n ON n.oid = c.relnamespace
+SELECT DISTINCT ON (can_read, can_write) n.nspname, c.relname, a.attname,
+    has_table_privilege(c.oid, 'SELECT') AS can_read, has_table_privilege(c.oid, 'UPDATE') AS can_write
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 WHERE {_PLACES} AND c.relkind IN ('r', 'p') AND has_schema_privilege(n.oid, 'USAGE')
-ORDER BY 4 DESC, 1, 2, a.attnum LIMIT 1
+ORDER BY can_read DESC, can_write DESC, n.nspname, c.relname, a.attnum
 """
 
 
@@ -146,27 +149,33 @@ def _tried(session: Session, login: Login, options: Mapping[str, str], above: Se
     _denied(session, sql.SQL("COPY (SELECT 1) TO PROGRAM 'true'"), "run a program")
     _denied(session, sql.SQL("SELECT pg_read_file('PG_VERSION')"), "read a file of the server")
     seen.append("it can make no role, run no program and read no file")
-    table = session.execute(_OWN_TABLES.encode()).fetchone()
+    tables = session.execute(_OWN_TABLES.encode()).fetchall()
+    readable = [table for table in tables if table[3]]
     is_read_only = options.get("read_only") == "true"
-    if table is not None:
-        schema, name, column, is_readable = table
-        where = sql.Identifier(schema, name)
-        if is_readable:
-            session.execute(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(where))
-            seen.append(f"it reads {schema}.{name}")
-        if is_read_only:
-            _denied(
-                session,
-                sql.SQL("UPDATE {} SET {column} = {column} WHERE false").format(where, column=sql.Identifier(column)),
-                f"write to {schema}.{name}",
-            )
-            _denied(session, sql.SQL("DELETE FROM {} WHERE false").format(where), f"delete from {schema}.{name}")
-            seen.append(f"it cannot write to {schema}.{name}")
-    if is_read_only and (table is None or not table[3]):
-        raise Refused("The credential can read no table at all: give its group the rights that the level's title says.")
-    if is_read_only and (writable := _named(session, _WRITABLE, login.username, {}, "may read and no more, and")):
-        raise Refused(writable[0])
+    if readable:
+        where = sql.Identifier(*readable[0][:2])
+        session.execute(sql.SQL("SELECT 1 FROM {} LIMIT 1").format(where))
+        seen.append(f"it reads {'.'.join(readable[0][:2])}")
+    if is_read_only:
+        if not readable:
+            raise Refused("The credential can read no table at all: give its group the rights that the title says.")
+        _denied(session, _update(readable[0]), f"write to {'.'.join(readable[0][:2])}")
+        _denied(session, sql.SQL("EXPLAIN DELETE FROM {}").format(where), f"delete from {'.'.join(readable[0][:2])}")
+        if writable := _named(session, _WRITABLE, login.username, {}, "is read-only, and its credential may write"):
+            raise Refused(writable[0])
+        seen.append(f"it cannot write to {'.'.join(readable[0][:2])}, nor to anything else")
+    else:
+        for table in [table for table in tables if table[4]][:1]:
+            session.execute(_update(table))
+            seen.append(f"it may write to {'.'.join(table[:2])}")
     return seen
+
+
+def _update(table: Sequence[str]) -> sql.Composed:
+    schema, name, column = table[:3]
+    return sql.SQL("EXPLAIN UPDATE {} SET {column} = {column}").format(
+        sql.Identifier(schema, name), column=sql.Identifier(column)
+    )
 
 
 def _as_stated(session: Session, options: Mapping[str, str]) -> None:

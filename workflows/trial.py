@@ -1,0 +1,168 @@
+"""Does a level's credential open what the level says, nothing more, and is it gone afterwards?
+
+``breakglass check --levels`` asks this of every level, with a real credential of one minute.
+
+Rules
+-----
+* A trial goes the way of a grant: a child token of its own, the same engine, the same proof of the end.
+* It is an entry of the log before Vault is called and another one when it is over, whatever came of it: no credential
+  is made that the log does not know.
+* It leaves nothing behind. When the bot dies in the middle, Vault ends the token, and with it the credential, within
+  the minute.
+* Nobody sees the credential.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from storage.audit import append
+from workflows.engines import ENGINES, Wish
+from workflows.engines.seam import Rehearsed
+from workflows.errors import BreakGlassError, Refused, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from storage.audit import JSON, Actor
+    from storage.database import Database
+    from workflows.policy import Account, Level
+    from workflows.vault import Vault
+
+TRY: Final = "drill:try"
+TRIED: Final = "drill:tried"
+LIFE: Final = timedelta(minutes=1)
+_PATIENCE: Final = 30.0  # seconds until what is not gone is called that
+_PAUSE: Final = 0.05  # seconds between two looks
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What an engine is told of it, as of a grant."""
+
+    request_id: str
+    accessor: str | None
+    lease_id: str | None
+    lease_prefix: str
+    identity: str | None
+    options: Mapping[str, str]
+    intended_at: datetime
+
+
+def try_level(vault: Vault, database: Database, account: Account, level: Level, who: Actor) -> tuple[str, ...]:
+    """Make a credential of a level, try it, take it back; return what was seen, in a few words each.
+
+    Raises Refused when it does more or less than it should, Unavailable when Vault or the target does not answer or
+    something is left, VaultRefused; the entry has been written then, too. Raises DatabaseDown, before anything.
+    """
+    engine = ENGINES[level.settings.engine]
+    about = {"account": account.name, "level": level.name, "path": engine.path(level.settings.options)}
+    name = f"check-{secrets.token_hex(4)}"
+
+    def note(event: str, more: Mapping[str, JSON]) -> None:
+        with database.write() as session:
+            append(session, event=event, at=datetime.now(UTC), actor=who, data={**about, **more})
+
+    note(TRY, {"name": name, "seconds": int(LIFE.total_seconds())})
+    held: dict[str, str | None] = {"accessor": None, "lease_id": None, "identity": None}
+    seen: tuple[str, ...] = ()
+    failure: BreakGlassError | None = None
+    try:
+        seen = _try(vault, account, level, name, held)
+    except BreakGlassError as error:
+        failure = error
+    # Whatever happened, it is ended now and shown to be gone.
+    try:
+        seen += _end(vault, level, name, held)
+    except BreakGlassError as error:
+        failure = failure or error
+    told: dict[str, JSON] = {
+        "name": name,
+        "identity": held["identity"],
+        "lease": held["lease_id"],
+        "accessor_sha256": hashlib.sha256(held["accessor"].encode()).hexdigest() if held["accessor"] else None,
+        "passed": failure is None,
+        "seen": list(seen),
+        "said": failure.sentence[:500] if failure else None,
+    }
+    note(TRIED, told)
+    if failure is not None:
+        raise failure
+    return seen
+
+
+def _try(vault: Vault, account: Account, level: Level, name: str, held: dict[str, str | None]) -> tuple[str, ...]:
+    settings = level.settings
+    engine = ENGINES[settings.engine]
+    if getattr(engine, "is_exclusive", False):
+        raise Refused("Its account exists once, and a trial could end somebody's grant: rehearse it as a drill.")
+    child = vault.open_child(settings.token_role, LIFE, display_name=name, metadata={"check": name})
+    held["accessor"] = child.accessor
+    key = _public_key() if engine.needs_public_key else None
+    credential = engine.issue(vault, child, settings.options, Wish(name, "check", key))
+    held["lease_id"], held["identity"] = credential.lease_id, credential.username
+    if credential.ttl > LIFE:
+        raise Refused(f"A credential for {LIFE} was asked for, and it lives {credential.ttl}.")
+    if not isinstance(engine, Rehearsed):
+        return ("a credential is issued",)
+    above = [
+        other.settings.options
+        for other in account.levels.values()
+        if other.settings.engine == settings.engine and other.quorum > level.quorum
+    ]
+    return engine.rehearse(credential, settings.options, above)
+
+
+def _end(vault: Vault, level: Level, name: str, held: Mapping[str, str | None]) -> tuple[str, ...]:
+    if held["accessor"] is None:
+        return ()
+    settings = level.settings
+    engine = ENGINES[settings.engine]
+    grant = _Held(
+        name,
+        held["accessor"],
+        held["lease_id"],
+        engine.lease_prefix(settings.options),
+        held["identity"],
+        settings.options,
+        datetime.now(UTC) - LIFE,
+    )
+    began = time.monotonic()
+    vault.revoke_accessor(grant.accessor or "")
+
+    def shown() -> tuple[str, ...]:
+        if not _is_gone(vault, engine.is_gone, grant):
+            raise Unavailable("Vault does not show that the credential is gone; Vault goes on trying.", code="left")
+        return engine.prove(vault, grant)
+
+    while True:
+        waited = time.monotonic() - began
+        try:
+            seen = shown()
+        except Unavailable as error:
+            if error.reason != "left" or waited > _PATIENCE:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return (*seen, f"it was gone {round((time.monotonic() - began) * 1000)} ms after its end was decided")
+
+
+def _is_gone(vault: Vault, is_gone: Callable[[Vault, _Held, frozenset[str]], bool], grant: _Held) -> bool:
+    if grant.lease_id is None and grant.identity is None:
+        # Nothing came out; other leases of the role are other people's, and its own died with its token.
+        return vault.accessor_is_gone(grant.accessor or "")
+    return is_gone(vault, grant, frozenset())
+
+
+def _public_key() -> str:
+    """Return a key that is thrown away at once, for engines that sign one."""
+    made = Ed25519PrivateKey.generate().public_key()
+    return made.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
