@@ -39,6 +39,8 @@ class Grant:
     request_id: str = "BG-7KQ2"
     identity: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    number: int = 1
+    expires_at: datetime | None = None
 
 
 @dataclass

@@ -250,6 +250,15 @@ class Vault:
         self._must(answer, "look up a token by its accessor")
         return False
 
+    def token_end(self, accessor: str) -> tuple[datetime, int]:
+        """Return when a grant's token ends, and the whole seconds until then. Raises Unavailable, VaultRefused."""
+        answer = self._own("post", "auth/token/lookup-accessor", {"accessor": accessor})
+        self._must(answer, "look up a token by its accessor")
+        ends_at, left = _time(answer.data.get("expire_time")), answer.data.get("ttl")
+        if ends_at is None or type(left) is not int:
+            raise Unavailable("Vault's answer about a token does not say when it ends.")
+        return ends_at, left
+
     # ------------------------------------------------------------------------------------------------------- leases
 
     def leases(self, prefix: str) -> frozenset[str]:

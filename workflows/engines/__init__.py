@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from workflows.engines.database import Database
 from workflows.engines.mariadb import MariaDB
+from workflows.engines.ssh import Ssh
 from workflows.errors import Invalid
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ class Held(Protocol):
         """The request, after which the identity at the target is named."""
 
     @property
+    def number(self) -> int:
+        """Which credential of the request it is, from 1."""
+
+    @property
     def accessor(self) -> str | None:
         """The child token's accessor; None when no child token is on record, and so nothing was read."""
 
@@ -120,6 +125,10 @@ class Held(Protocol):
     @property
     def intended_at(self) -> datetime:
         """When the grant was decided, before Vault was called."""
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When its time is over; None when it was never issued."""
 
 
 class Engine(Protocol):
@@ -183,4 +192,4 @@ class Engine(Protocol):
         """
 
 
-ENGINES: Final[Mapping[str, Engine]] = {"database": Database(), "mariadb": MariaDB()}
+ENGINES: Final[Mapping[str, Engine]] = {"database": Database(), "mariadb": MariaDB(), "ssh": Ssh()}

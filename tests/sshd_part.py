@@ -1,0 +1,247 @@
+"""Which real SSH host do the tests log in to? An sshd of one's own on loopback, with an account made for the test.
+
+A pytest plugin. It needs root, as sshd does that lets anybody but its own user in: the account that it makes has no
+password, and is removed with the server.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from outside import needed
+from real_parts import Grant
+
+from bot.demo.parts import HOST, Part, launch
+from workflows.engines import ENGINES, LevelSettings, Wish, ssh_host
+from workflows.engines.ssh import WATCH_PRINCIPAL, signing_role, watching_role
+from workflows.vault import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from real_parts import Real
+
+    from workflows.engines.ssh import Signed
+    from workflows.vault import ChildToken
+
+SSH = ENGINES["ssh"]
+
+MOUNT: Final = "ssh"
+PRINCIPAL: Final = "breakglass-shop"
+_names: Final = itertools.count(1000)
+
+
+class Sshd(Part):
+    """An sshd that admits certificates of Vault to an account of its own, and the bot to root's forced command."""
+
+    name = "sshd"
+
+    def __init__(self, directory: Path | str, authority: str) -> None:
+        super().__init__(directory)
+        self.account = f"bgtest{os.getpid()}"
+        self.state = self.directory / "state"
+        self.home = self.directory / "home"
+        (self.directory / "authority.pub").write_text(authority, encoding="utf-8")
+        keygen(self.directory / "host")
+        ssh_host.main(["--state", str(self.state), "init"])
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd wants to be locked in before the login
+        assert os.geteuid() == 0, "these tests make an account and run sshd: they need root"
+        subprocess.run(
+            [
+                "useradd",
+                "--system",
+                "--shell",
+                "/bin/sh",
+                "--home-dir",
+                str(self.home),
+                "--password",
+                "*",
+                self.account,
+            ],
+            check=True,
+        )
+        self.home.mkdir()
+        shutil.chown(self.home, self.account)
+
+    @property
+    def host_key(self) -> str:
+        """The host's public key, without its comment."""
+        return " ".join((self.directory / "host.pub").read_text(encoding="utf-8").split()[:2])
+
+    @property
+    def uid(self) -> int:
+        """The account's number."""
+        return pwd.getpwnam(self.account).pw_uid
+
+    def close(self) -> None:
+        """Stop, end what the account still runs, and remove it."""
+        super().close()
+        for pid, (_, _, owner) in ssh_host.processes().items():
+            if owner == self.uid:
+                os.kill(pid, signal.SIGKILL)
+        subprocess.run(["userdel", "--force", self.account], check=True, capture_output=True)
+
+    def script(self, what: str) -> str:
+        """Return the command line of the host's script."""
+        return f"{sys.executable} -I {ssh_host.__file__} --state {self.state} {what}"
+
+    def sweep(self) -> None:
+        """Do what the host does every few seconds."""
+        ssh_host.main(["--state", str(self.state), "sweep"])
+
+    def _launch(self) -> None:
+        program = needed("sshd", "openssh-server")
+        needed("ssh", "openssh-client")
+        trusting = "\n".join(
+            (
+                f"  TrustedUserCAKeys {self.directory}/authority.pub",
+                "  AuthorizedKeysFile none",
+                "  DisableForwarding yes",
+                "  PermitUserRC no",
+            )
+        )
+        config = self.directory / "sshd_config"
+        config.write_text(
+            f"""Port {self.port}
+ListenAddress {HOST}
+HostKey {self.directory}/host
+PidFile none
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin no
+MaxStartups 100
+LogLevel VERBOSE
+Match User {self.account}
+{trusting}
+  RevokedKeys {self.state}/lib/revoked
+  AuthorizedPrincipalsCommand {self.script(f"admit --dedicated %u %k {PRINCIPAL} {PRINCIPAL}-fixed")}
+  AuthorizedPrincipalsCommandUser root
+Match User root
+{trusting}
+  PermitRootLogin forced-commands-only
+  AuthorizedPrincipalsCommand /bin/echo {WATCH_PRINCIPAL}
+  AuthorizedPrincipalsCommandUser nobody
+  PermitTTY no
+  ForceCommand {self.script("watch")}
+""",
+            encoding="utf-8",
+        )
+        self._running = launch(
+            [program, "-D", "-e", "-f", str(config)], log=self.log, polite=signal.SIGTERM, env={"PATH": os.defpath}
+        )
+        self._wait(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection((HOST, self.port), timeout=5) as line:
+                return line.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+
+def keygen(file: Path, kind: str = "ed25519", *more: str) -> str:
+    """Make a key pair and return its public half."""
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, *more, "-N", "", "-C", "rita@laptop", "-f", str(file)], check=True)
+    return file.with_suffix(".pub").read_text(encoding="utf-8").strip()
+
+
+@dataclass
+class Shop:
+    """The host, the Vault that signs for it, and what the levels say."""
+
+    real: Real
+    sshd: Sshd
+    token: str  # the bot's
+    level: LevelSettings
+    fixed: LevelSettings  # the same account, and one command only
+
+    def vault(self) -> Vault:
+        """Return a Vault of the bot's, which may do for SSH what it has to and no more."""
+        return Vault(self.real.bao.addr, token=self.token)
+
+    def open(
+        self,
+        vault: Vault,
+        public_key: str,
+        level: LevelSettings | None = None,
+        *,
+        ttl: timedelta = timedelta(minutes=5),
+        name: str = "",
+        number: int = 1,
+    ) -> tuple[Signed, Grant, ChildToken]:
+        """Open a grant as the desk does; returns the certificate, the grant and its child token."""
+        settings = level or self.level
+        name = name or f"BG-{next(_names):04}"  # what has ended at the host never comes back
+        intended_at = datetime.now(UTC)
+        child = vault.open_child(settings.token_role, ttl, display_name=f"{name}-{number}", metadata={"request": name})
+        made = SSH.issue(vault, child, settings.options, Wish(name, "U0RITA", public_key))
+        grant = Grant(
+            child.accessor,
+            None,
+            SSH.lease_prefix(settings.options),
+            intended_at,
+            name,
+            made.username,
+            settings.options,
+            number,
+            intended_at + ttl,
+        )
+        return made, grant, child
+
+
+@pytest.fixture(scope="session")
+def shop(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """A host that trusts Vault's authority, and two levels of it."""
+    call = real.bao.call
+    call("POST", f"sys/mounts/{MOUNT}", {"type": "ssh"})
+    authority = call("POST", f"{MOUNT}/config/ca", {"generate_signing_key": True, "key_type": "ed25519"})["data"]
+    with Sshd(tmp_path_factory.mktemp("sshd"), authority["public_key"]) as sshd:
+        options = {
+            "mount": MOUNT,
+            "role": "shop",
+            "watch_role": "shop-watch",
+            "host": HOST,
+            "port": str(sshd.port),
+            "host_key": sshd.host_key,
+            "user": sshd.account,
+            "principal": PRINCIPAL,
+            "watch_user": "root",
+            "source_address": "127.0.0.0/8",
+            "dedicated": "true",
+        }
+        levels = [LevelSettings(engine="ssh", token_role="bg-shop", options=options)]
+        more = {"role": "shop-fixed", "principal": f"{PRINCIPAL}-fixed", "force_command": "echo only this"}
+        levels.append(LevelSettings(engine="ssh", token_role="bg-shop-fixed", options=options | more))
+        rules = ['path "auth/token/lookup-accessor" { capabilities = ["update"] }']
+        rules.append('path "auth/token/revoke-accessor" { capabilities = ["update"] }')
+        rules.append(f'path "{MOUNT}/sign/shop-watch" {{ capabilities = ["update"] }}')
+        for level in levels:
+            path, role = SSH.path(level.options), level.token_role
+            call("POST", f"{MOUNT}/roles/{level.options['role']}", signing_role(level.options, timedelta(minutes=30)))
+            only = (
+                f'path "{path}" {{ capabilities = ["update"] allowed_parameters = {{"public_key" = [] "ttl" = []}} }}'
+            )
+            call("PUT", f"sys/policies/acl/{role}", {"policy": only})
+            call(
+                "POST",
+                f"auth/token/roles/{role}",
+                {"allowed_policies": [role], "orphan": True, "renewable": False, "token_no_default_policy": True},
+            )
+            rules.append(f'path "auth/token/create/{role}" {{ capabilities = ["create", "update"] }}')
+        call("POST", f"{MOUNT}/roles/shop-watch", watching_role())
+        call("PUT", "sys/policies/acl/bg-ssh-bot", {"policy": "\n".join(rules)})
+        made = call("POST", "auth/token/create-orphan", {"policies": ["bg-ssh-bot"], "no_default_policy": True})
+        yield Shop(real, sshd, made["auth"]["client_token"], *levels)
