@@ -254,7 +254,8 @@ def _end_line(record: Record, _who: str, _case: Case | None, _name: str) -> Word
     exposed = _number(record.data, "exposed_seconds")
     late = f" *It may have been usable for {say_duration(timedelta(seconds=exposed))} after the decision.*"
     longer = late if exposed > 1 else ""
-    return f"*Ended.* Vault confirmed that the lease is gone, after {span}.{at_target}{longer} A review is due.", []
+    what = "the lease" if record.data.get("leases") else "its token"  # a certificate has no lease
+    return f"*Ended.* Vault confirmed that {what} is gone, after {span}.{at_target}{longer} A review is due.", []
 
 
 def _lost_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:

@@ -325,6 +325,8 @@ class _Front:
         typed = values.get(views.DURATION, "")
         asked = _duration(typed) if _is_duration(typed) else None
         verdict = self.desk.preview(person, account.name, level.name, asked) if account and level else None
+        if level is not None and modals.needs_key(level) and views.PUBLIC_KEY not in values:
+            values = {**values, views.PUBLIC_KEY: self.desk.key_on_file(person)}
         return modals.request_form(
             accounts, self.desk.policy, account=account, level=level, verdict=verdict, values=values
         )
@@ -344,6 +346,7 @@ class _Front:
             incident=values.get(views.INCIDENT, ""),
             duration=_duration(values[views.DURATION]),
             form_id=view["id"],
+            public_key=values.get(views.PUBLIC_KEY, ""),
         )
         row = self.desk.open(actor_of(body), ask, now=self.now())
         ack(response_action="update", view=modals.sentence(row.id, modals.asked_text(row)))

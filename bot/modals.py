@@ -44,7 +44,9 @@ from bot.blockkit import (
     when,
 )
 from storage.models import Outcome
+from workflows.engines import ENGINES
 from workflows.policy import WORDS, say_duration
+from workflows.ssh_keys import looks_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -194,7 +196,24 @@ def request_form(
                 hint=f"Such as 15m or 1h. At most {say_duration(level.longest)}, counted from when you open it.",
             )
         )
+        if needs_key(level):
+            blocks.append(_key(values.get(views.PUBLIC_KEY, "")))
     return _modal(views.OPEN_FORM, TITLE, blocks, submit="Ask for access")
+
+
+def needs_key(level: Level) -> bool:
+    """Whether who asks for the level brings a public key."""
+    return ENGINES[level.settings.engine].needs_public_key
+
+
+def _key(typed: str) -> Block:
+    # A private key that was pasted by mistake is not drawn again.
+    return _input(
+        views.PUBLIC_KEY,
+        "Your SSH public key",
+        _text(placeholder="ssh-ed25519 AAAA…", initial="" if looks_private(typed) else typed),
+        hint="The one line of your .pub file, never the private key. The custodians see its fingerprint.",
+    )
 
 
 def _dispatching(block: Block) -> Block:
@@ -336,7 +355,9 @@ def credential(case: Case, made: Credential, *, now: datetime) -> View:
     for number, line in enumerate(lines):
         blocks.append(rich([label("Paste this into a terminal" if number == 0 else "Or this"), copyable(line)]))
     for text, attribute in _VALUES:
-        found = getattr(made, attribute, None)
+        # An engine's own word for the account goes before the name that uses are attributed by.
+        found = getattr(made, "login", None) if attribute == "username" else None
+        found = found or getattr(made, attribute, None)
         if found not in (None, ""):
             blocks.append(rich([label(text), copyable(str(found))]))
     return _modal(views.CREDENTIAL, case.request.id, blocks)

@@ -48,6 +48,7 @@ from storage.models import Answer, State
 from workflows.lifecycle import Action, allowed_roles
 from workflows.policy import say_duration
 from workflows.retention import CONFIRM, PROPOSE, REJECT
+from workflows.ssh_keys import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,6 +92,7 @@ REASON: Final = "reason"
 STANDARD_PATH: Final = "standard_path"
 INCIDENT: Final = "incident"
 DURATION: Final = "duration"
+PUBLIC_KEY: Final = "public_key"
 THRESHOLD_MET: Final = "threshold_met"
 STANDARD_PATH_ENOUGH: Final = "standard_path_enough"
 USED_AS_STATED: Final = "used_as_stated"
@@ -255,6 +257,8 @@ def _why(case: Case, policy: Policy) -> Block:
         typed(row.standard_path),
         label("Incident", row.incident),
     ]
+    if row.public_key:
+        parts.append(label("Public key", fingerprint(row.public_key)))
     if denial := next((d for d in case.decisions if d.answer == Answer.DENY and d.reason), None):
         parts += [label("Why it was denied"), typed(denial.reason or "")]
     return rich(parts)

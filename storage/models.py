@@ -127,6 +127,7 @@ class Request(SQLModel, table=True):
     quorum: int = Field(nullable=False)
     custodians: list[str] = _json()  # user ids asked, as resolved at the opening
     channel: str = Field(nullable=False)  # the incident channel at the opening
+    public_key: str | None = Field(default=None, sa_column=Column(Text))  # to be signed, where the engine signs one
 
     asked_seconds: int = Field(nullable=False)
     granted_seconds: int | None = None

@@ -24,9 +24,10 @@ from outside import needed
 from real_parts import Grant
 
 from bot.demo.parts import HOST, Part, launch
-from workflows.engines import ENGINES, LevelSettings, Wish, ssh_host
-from workflows.engines.ssh import WATCH_PRINCIPAL, signing_role, watching_role
+from workflows.engines import ENGINES, LevelSettings, Wish, ssh_host, ssh_target
+from workflows.engines.ssh import WATCH_PRINCIPAL
 from workflows.vault import Vault
+from workflows.vault_plan import APPROLE, LevelSetup, plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +96,7 @@ class Sshd(Part):
 
     def script(self, what: str) -> str:
         """Return the command line of the host's script."""
-        return f"{sys.executable} -I {ssh_host.__file__} --state {self.state} {what}"
+        return f"{sys.executable} -I {ssh_host.__file__} --state {self.state} {what}".strip()
 
     def sweep(self) -> None:
         """Do what the host does every few seconds."""
@@ -104,13 +105,11 @@ class Sshd(Part):
     def _launch(self) -> None:
         program = needed("sshd", "openssh-server")
         needed("ssh", "openssh-client")
-        trusting = "\n".join(
-            (
-                f"  TrustedUserCAKeys {self.directory}/authority.pub",
-                "  AuthorizedKeysFile none",
-                "  DisableForwarding yes",
-                "  PermitUserRC no",
-            )
+        authority, revoked = str(self.directory / "authority.pub"), str(self.state / "lib" / "revoked")
+        (self.state / "etc" / "principals" / self.account).write_text(f"{PRINCIPAL}\n{PRINCIPAL}-fixed\n")
+        blocks = (
+            ssh_target.trusting(self.account, authority, self.script(""), revoked, is_dedicated=True),
+            ssh_target.watched("root", authority, self.script("watch"), WATCH_PRINCIPAL),
         )
         config = self.directory / "sshd_config"
         config.write_text(
@@ -124,18 +123,8 @@ KbdInteractiveAuthentication no
 PermitRootLogin no
 MaxStartups 100
 LogLevel VERBOSE
-Match User {self.account}
-{trusting}
-  RevokedKeys {self.state}/lib/revoked
-  AuthorizedPrincipalsCommand {self.script(f"admit --dedicated %u %k {PRINCIPAL} {PRINCIPAL}-fixed")}
-  AuthorizedPrincipalsCommandUser root
-Match User root
-{trusting}
-  PermitRootLogin forced-commands-only
-  AuthorizedPrincipalsCommand /bin/echo {WATCH_PRINCIPAL}
-  AuthorizedPrincipalsCommandUser nobody
-  PermitTTY no
-  ForceCommand {self.script("watch")}
+{blocks[0]}
+{blocks[1]}
 """,
             encoding="utf-8",
         )
@@ -225,23 +214,11 @@ def shop(real: Real, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]
         levels = [LevelSettings(engine="ssh", token_role="bg-shop", options=options)]
         more = {"role": "shop-fixed", "principal": f"{PRINCIPAL}-fixed", "force_command": "echo only this"}
         levels.append(LevelSettings(engine="ssh", token_role="bg-shop-fixed", options=options | more))
-        rules = ['path "auth/token/lookup-accessor" { capabilities = ["update"] }']
-        rules.append('path "auth/token/revoke-accessor" { capabilities = ["update"] }')
-        rules.append(f'path "{MOUNT}/sign/shop-watch" {{ capabilities = ["update"] }}')
-        for level in levels:
-            path, role = SSH.path(level.options), level.token_role
-            call("POST", f"{MOUNT}/roles/{level.options['role']}", signing_role(level.options, timedelta(minutes=30)))
-            only = (
-                f'path "{path}" {{ capabilities = ["update"] allowed_parameters = {{"public_key" = [] "ttl" = []}} }}'
-            )
-            call("PUT", f"sys/policies/acl/{role}", {"policy": only})
-            call(
-                "POST",
-                f"auth/token/roles/{role}",
-                {"allowed_policies": [role], "orphan": True, "renewable": False, "token_no_default_policy": True},
-            )
-            rules.append(f'path "auth/token/create/{role}" {{ capabilities = ["create", "update"] }}')
-        call("POST", f"{MOUNT}/roles/shop-watch", watching_role())
-        call("PUT", "sys/policies/acl/bg-ssh-bot", {"policy": "\n".join(rules)})
-        made = call("POST", "auth/token/create-orphan", {"policies": ["bg-ssh-bot"], "no_default_policy": True})
-        yield Shop(real, sshd, made["auth"]["client_token"], *levels)
+        # Everything that an administrator's plan says, but for a bot of this test's own: the other tests' one stays.
+        made = plan(LevelSetup(level, timedelta(minutes=30)) for level in levels)
+        for write in made.writes:
+            if not write.path.startswith(("sys/mounts/", f"{MOUNT}/config/", "sys/auth", "auth/approle")):
+                path = "sys/policies/acl/bg-ssh-bot" if write.path == f"sys/policies/acl/{APPROLE}" else write.path
+                call(write.method, path, write.body)
+        bot = call("POST", "auth/token/create-orphan", {"policies": ["bg-ssh-bot"], "no_default_policy": True})
+        yield Shop(real, sshd, bot["auth"]["client_token"], *levels)

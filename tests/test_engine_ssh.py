@@ -24,6 +24,8 @@ from workflows.engines.ssh import WATCH_PRINCIPAL, signing_role
 from workflows.errors import Invalid, Unavailable, VaultRefused
 from workflows.ssh_keys import read_certificate
 from workflows.vault import ChildToken
+from workflows.vault_apply import Operator, compare
+from workflows.vault_plan import LevelSetup, plan
 
 
 class Laptop:
@@ -570,3 +572,54 @@ def test_root_is_no_account_of_emergency_access_alone():
     """Everything on a host runs as root, and would be ended with the first certificate."""
     with pytest.raises(Invalid, match="runs as root"):
         LevelSettings(engine="ssh", token_role="bg-shop", options=GOOD | {"user": "root", "dedicated": "true"})
+
+
+# --------------------------------------------------------------------------------------------------- the administrator
+
+
+def test_a_second_apply_has_nothing_to_do(shop):
+    """What the plan makes at Vault is what Vault then shows, setting by setting."""
+    operator = Operator(shop.real.bao.addr, shop.real.bao.root_token)
+    levels = [LevelSetup(level, timedelta(minutes=30)) for level in (shop.level, shop.fixed)]
+    found = {one.write.path: one for one in compare(operator, plan(levels)) if "approle" not in one.write.path}
+    del found["sys/policies/acl/breakglass-bot"]  # the other tests' bot
+    assert {one.state for one in found.values()} == {"same"}, [one.lines for one in found.values()]
+    assert {"sys/mounts/ssh", "ssh/config/ca", "ssh/roles/shop", "ssh/roles/shop-watch"} <= found.keys()
+
+
+def test_the_steps_for_the_host_are_a_sound_script(tmp_path):
+    """A shell can read the printed steps, sshd the blocks in them, and sudo is given one command."""
+    options = GOOD | {"dedicated": "true", "force_command": "echo it"}
+    steps = SSH.target_steps(options)
+    assert steps.splitlines()[0] == "# Host shop.example.internal:22: as root there, when Vault is set up"
+    subprocess.run(["/bin/sh", "-n"], input=steps, text=True, check=True)
+    assert "breakglass-watch ALL=(root) NOPASSWD: /usr/local/sbin/breakglass-ssh watch'" in steps
+    blocks = [part.split("<<'END'\n")[1].split("\nEND")[0] for part in steps.split("\n\n") if "sshd_config.d" in part]
+    assert [block.splitlines()[0] for block in blocks] == ["Match User shop-emergency", "Match User breakglass-watch"]
+    keygen(tmp_path / "host")
+    (tmp_path / "sshd_config").write_text("\n".join([f"HostKey {tmp_path}/host", *blocks, ""]))
+    words = ["/usr/sbin/sshd", "-T", "-f", str(tmp_path / "sshd_config"), "-C", "host=h,addr=127.0.0.1,user="]
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    said = [
+        subprocess.run([*words[:-1], words[-1] + user], check=True, capture_output=True, text=True).stdout
+        for user in ("shop-emergency", "breakglass-watch", "somebody")
+    ]
+    for responder in ("disableforwarding yes", "authorizedkeysfile none", "authenticationmethods publickey"):
+        assert responder in said[0]
+        assert responder in said[1]
+        assert responder not in said[2]
+    assert "authorizedprincipalscommand /usr/local/sbin/breakglass-ssh admit --dedicated %u %k" in said[0]
+    assert "revokedkeys /var/lib/breakglass-ssh/revoked" in said[0]
+    assert "forcecommand sudo -n /usr/local/sbin/breakglass-ssh watch" in said[1]
+    # An account that has other uses keeps its own keys.
+    assert "AuthorizedKeysFile" not in SSH.target_steps(GOOD).split("breakglass-watch")[0]
+
+
+def test_the_bot_cannot_sign_for_a_responder(shop, vault, laptop):
+    """Attack: with the bot's own token in hand its own account at the host is opened, and no other."""
+    for role in ("shop", "shop-fixed"):
+        with pytest.raises(VaultRefused, match="permission denied"):
+            vault.write_own(f"ssh/sign/{role}", {"public_key": laptop.public, "ttl": "60s"})
+    for more in ({"valid_principals": "breakglass-shop"}, {"extensions": {"permit-pty": ""}}):
+        with pytest.raises(VaultRefused, match="permission denied"):
+            vault.write_own("ssh/sign/shop-watch", {"public_key": laptop.public, "ttl": "60s", **more})

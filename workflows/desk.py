@@ -21,9 +21,11 @@ from sqlmodel import col, select
 from storage.models import Answer, Decision, Outcome, Request, Review, State
 from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
+from workflows.engines import ENGINES
 from workflows.errors import Conflict, Invalid, NotAllowed, Unavailable
 from workflows.issuing import BACK_OFF, WARN_BEFORE, Intent, Issuer
 from workflows.lifecycle import Action, Role, allowed_roles, now_is, step
+from workflows.ssh_keys import read_public_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from storage.database import Database
     from workflows.issuing import Acknowledged
     from workflows.policy import Account, Directory, Level, Policy, Roster, Verdict
+    from workflows.ssh_keys import PublicKey
     from workflows.vault import Vault
 
 __all__ = ["Agenda", "Ask", "Case", "Desk", "Findings", "FollowUp", "Intent"]
@@ -56,6 +59,7 @@ class Ask:
     incident: str
     duration: timedelta
     form_id: str | None = None
+    public_key: str = ""  # for a level whose engine signs one
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,21 @@ class Desk(Issuer):
         account = self.policy.accounts.get(case.request.account)
         return account, account.levels.get(case.request.level) if account else None
 
+    def key_on_file(self, person: str) -> str:
+        """Return the public key of the newest request of a person's that was approved; empty when there is none."""
+        query = (
+            select(Request.public_key)
+            .where(
+                Request.requester == person,
+                Request.team == self.team,
+                col(Request.public_key).is_not(None),
+                col(Request.granted_seconds).is_not(None),
+            )
+            .order_by(col(Request.opened_at).desc(), col(Request.id))
+        )
+        with self._read() as session:
+            return session.exec(query.limit(1)).first() or ""
+
     # ------------------------------------------------------------------------------------ asking
 
     def open(self, actor: Actor, ask: Ask, *, now: datetime) -> Request:
@@ -201,6 +220,7 @@ class Desk(Issuer):
                 preview=False,
             )
             account, level = _granted(verdict)
+            key = _public_key(level, ask.public_key)
             with self._write() as session:
                 if ask.form_id is not None:
                     known = session.exec(select(Request).where(Request.form_id == ask.form_id)).first()
@@ -225,6 +245,7 @@ class Desk(Issuer):
                     quorum=level.quorum,
                     custodians=list(verdict.custodians),
                     channel=self.policy.incident_channel,
+                    public_key=key.line if key else None,
                     asked_seconds=int(ask.duration.total_seconds()),
                     opened_at=now,
                     state_at=now,
@@ -249,7 +270,8 @@ class Desk(Issuer):
                     actor,
                     (Role.RESPONDER,),
                     data={name: getattr(row, name) for name in told}
-                    | {"threshold": {"id": threshold.id, "text": threshold.text}, "lapse_at": row.lapse_at},
+                    | {"threshold": {"id": threshold.id, "text": threshold.text}, "lapse_at": row.lapse_at}
+                    | ({"key_fingerprint": key.fingerprint} if key else {}),
                 )
                 return row
 
@@ -589,6 +611,18 @@ def _granted(verdict: Verdict) -> tuple[Account, Level]:
     if verdict.account is None or verdict.level is None:
         raise NotAllowed("The policy does not have this account and level.")
     return verdict.account, verdict.level
+
+
+def _public_key(level: Level, text: str) -> PublicKey | None:
+    """Read the key that a level needs; of what a level does not need nothing is kept. Raises :class:`Invalid`."""
+    if not ENGINES[level.settings.engine].needs_public_key:
+        return None
+    try:
+        return read_public_key(text)
+    except ValueError as error:
+        why = str(error)
+    # Outside the handler, so that nothing of what was typed hangs on the error.
+    raise Invalid(f"The public key cannot be used: {why}", fields={"public_key": why})
 
 
 def _new_id(session: Session) -> str:

@@ -141,7 +141,8 @@ class Issuer(Door):
             child = self.vault.open_child(
                 settings.token_role,
                 ttl,
-                display_name=row.id,
+                # With the number: what is ended by this name at the target must not end the next one.
+                display_name=f"{row.id}-{intent.number}",
                 metadata={"request": row.id, "requester": row.requester, "account": row.account, "level": row.level},
             )
             # 4. Its accessor is on record before anything is read with it.
@@ -152,7 +153,7 @@ class Issuer(Door):
                 turn.move(Action.OPENED, data=_told(grant))
             # 5. The credential itself.
             engine = ENGINES[settings.engine]
-            credential = engine.issue(self.vault, child, settings.options, Wish(row.id, row.requester))
+            credential = engine.issue(self.vault, child, settings.options, Wish(row.id, row.requester, row.public_key))
             # 6. Only a credential that is on record is shown.
             with self.turn(intent.request_id, now=now) as turn:
                 grant = _intended(turn, intent)

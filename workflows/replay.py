@@ -26,6 +26,7 @@ from storage.database import DatabaseDown, OtherVersion
 from storage.models import FINAL, Anchor, Decision, Grant, Request, Review, SignedHead, State
 from storage.standalone import LIMIT, Findings, Kind, Replay, Report, read_time
 from storage.verify import Walk, check_heads, head_times, trusted
+from workflows import ssh_keys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -217,6 +218,11 @@ class _Tables:
             _Told("ended_by_user", case.ended_by_user),
         ]
         self._compare("Request", row, told, case)
+        # Attack: somebody else's key put under an approved request. The log has the fingerprint of the one approved.
+        if (ssh_keys.fingerprint(row.public_key) if row.public_key is not None else None) != opened.get(
+            "key_fingerprint"
+        ):
+            self._find(Kind.STATE_WITHOUT_ENTRY, case, "Request: the table has another public key than the log.")
         self._due(row, case)
 
     def _due(self, row: Request, case: Case) -> None:

@@ -494,9 +494,10 @@ def _alarm_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> 
 
 def _end_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
     leases = data.get("leases")
-    if not leases:
+    if not leases and not _whole(data, "seconds_out"):
         return "Ended: Vault confirmed that nothing of it is left. No credential had been given out.", ""
-    return f"Ended: Vault confirmed that the lease is gone, after {say(_whole(data, 'seconds_out'))}.", ""
+    what = "the lease" if leases else "its token"  # a certificate has no lease
+    return f"Ended: Vault confirmed that {what} is gone, after {say(_whole(data, 'seconds_out'))}.", ""
 
 
 def _review_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:

@@ -24,12 +24,15 @@ import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from workflows.engines import ssh_target
 from workflows.engines.leases import MOUNT, NAME
+from workflows.engines.seam import Rule, Write
 from workflows.errors import Unavailable, VaultRefused
 from workflows.ssh_keys import PublicKey, read_certificate, read_public_key
 
@@ -55,6 +58,7 @@ USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 PRINCIPAL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HOST_KEY: Final = re.compile(r"(ssh-ed25519|ecdsa-sha2-nistp(?:256|384|521)|ssh-rsa) [A-Za-z0-9+/]{40,1000}={0,2}")
 
+_SENT: Final[Mapping[str, tuple[str | bool, ...]]] = MappingProxyType({"public_key": (), "ttl": ()})
 _SECONDS: Final = 5  # to connect
 _ANSWER: Final = 20  # seconds: the host stops, kills and looks again
 _WATCH_TTL: Final = 60  # seconds that the bot's own certificate lives
@@ -160,9 +164,9 @@ class Ssh:
         """Return the path whose writing signs a key."""
         return f"{options['mount']}/sign/{options['role']}"
 
-    def lease_prefix(self, options: Mapping[str, str]) -> str:
-        """Return the path again; there is no lease under it."""
-        return self.path(options)
+    def lease_prefix(self, options: Mapping[str, str]) -> str:  # noqa: ARG002
+        """Return nothing: there are no leases."""
+        return ""
 
     def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Signed:
         """Have the public key signed. Raises Unavailable, also when the host does not answer, and VaultRefused."""
@@ -239,6 +243,32 @@ class Ssh:
         found = _ask(vault, options, {"do": "sessions"}).get("key_ids")
         return frozenset(_identity(str(one)) for one in found) if isinstance(found, list) else frozenset()
 
+    # What an administrator gives it, once.
+
+    def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the right to have a key signed for a time, and to choose nothing else."""
+        return (Rule(self.path(options), ("update",), _SENT),)
+
+    def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the right to a certificate for the bot's own account at the host."""
+        why = "Opens the bot's own account at a host, whose forced command ends certificates and looks."
+        return (Rule(f"{options['mount']}/sign/{options['watch_role']}", ("update",), _SENT, why=why),)
+
+    def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
+        """Return the mount, its authority, and the two roles."""
+        mount = options["mount"]
+        authority = {"generate_signing_key": True, "key_type": "ed25519"}
+        return (
+            Write("POST", f"sys/mounts/{mount}", {"type": "ssh"}, made_once=True),
+            Write("POST", f"{mount}/config/ca", authority, made_once=True),
+            Write("POST", f"{mount}/roles/{options['watch_role']}", watching_role()),
+            Write("POST", f"{mount}/roles/{options['role']}", signing_role(options, longest), lends=True),
+        )
+
+    def target_steps(self, options: Mapping[str, str]) -> str:
+        """Return what to do at the host, as root, once Vault is set up."""
+        return ssh_target.steps(options, SCRIPT, WATCH_PRINCIPAL, _watch_user(options))
+
 
 def _watch_user(options: Mapping[str, str]) -> str:
     return options.get("watch_user", WATCH_USER)
@@ -291,8 +321,8 @@ def signing_role(options: Mapping[str, str], longest: timedelta) -> dict[str, An
         "default_critical_options": critical_options(options),
         "allowed_extensions": NONE,
         "default_extensions": {"permit-pty": ""},
-        "ttl": "60s",
-        "max_ttl": f"{int(longest.total_seconds())}s",
+        "ttl": _WATCH_TTL,
+        "max_ttl": int(longest.total_seconds()),
     }
 
 

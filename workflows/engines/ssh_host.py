@@ -3,8 +3,8 @@
 
 Installed as ``/usr/local/sbin/breakglass-ssh``, owned by root. It needs Python 3.7, OpenSSH's ssh-keygen, and /proc.
 
-* ``admit [--dedicated] USER CERTIFICATE PRINCIPAL…`` is sshd's AuthorizedPrincipalsCommand: it notes which connection
-  offers which certificate, before anybody is let in, and names the principals for whom the account is.
+* ``admit [--dedicated] USER CERTIFICATE`` is sshd's AuthorizedPrincipalsCommand: it notes which connection offers which
+  certificate, before anybody is let in, and names the principals for whom the account is.
 * ``watch`` is the forced command of the bot: one order in JSON on its input, one answer. It can end what carries the
   mark of an emergency request, and look; nothing else.
 * ``sweep`` ends sessions whose certificate is over, also when the bot is gone for good: run it every few seconds.
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 # Moved together by --state, for a trial.
 RUN = Path("/run/breakglass-ssh")
 LIB = Path("/var/lib/breakglass-ssh")
+ETC = Path("/etc/breakglass-ssh")
 
 OURS = re.compile(r"token-BG-[0-9A-Z]{4,12}(-[0-9]{1,9})?")
 KEEP = 3 * 86400  # seconds: no certificate lives longer than a day, so the list need not grow for ever
@@ -58,15 +59,16 @@ FIELDS = {
 class Place:
     """Where the notes and the revocation list are."""
 
-    def __init__(self, run: Path, lib: Path) -> None:
+    def __init__(self, run: Path, lib: Path, etc: Path) -> None:
         self.notes = run / "sessions"
+        self.principals = etc / "principals"
         self.lib = lib
         self.ended = lib / "ended"
         self.revoked = lib / "revoked"
 
     def make(self) -> None:
         """Make what is missing."""
-        for folder in (self.notes, self.lib):
+        for folder in (self.notes, self.lib, self.principals):
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         if not self.revoked.exists():
             with self.locked():
@@ -248,7 +250,7 @@ def _send(pid: int, number: int) -> None:
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
-def admit(place: Place, user: str, certificate: str, principals: Sequence[str], *, is_dedicated: bool) -> list[str]:
+def admit(place: Place, user: str, certificate: str, *, is_dedicated: bool) -> list[str]:
     """Note a connection, and return the principals that may log in to the account; none if it may not."""
     try:
         key_id, ends = read(certificate)
@@ -274,7 +276,9 @@ def admit(place: Place, user: str, certificate: str, principals: Sequence[str], 
     waiting = place.notes / f"{name}.{os.getpid()}"
     waiting.write_text(json.dumps(note), encoding="utf-8")
     waiting.replace(place.notes / f"{name}.json")
-    return [] if key_id in place.read() else list(principals)
+    if key_id in place.read():
+        return []
+    return (place.principals / user).read_text(encoding="ascii").split()
 
 
 def end(place: Place, key_id: str) -> dict[str, Any]:
@@ -334,15 +338,15 @@ def sweep(place: Place) -> None:
 def main(words: Sequence[str]) -> int:
     """Run one of the four. Returns the exit code."""
     words = list(words)
-    place = Place(RUN, LIB)
+    place = Place(RUN, LIB, ETC)
     if words[:1] == ["--state"]:
-        place = Place(Path(words[1], "run"), Path(words[1], "lib"))
+        place = Place(*(Path(words[1], name) for name in ("run", "lib", "etc")))
         del words[:2]
     what, rest = (words[0], words[1:]) if words else ("", [])
     if what == "admit":
         is_dedicated = rest[:1] == ["--dedicated"]
-        user, certificate, *principals = rest[1:] if is_dedicated else rest
-        for principal in admit(place, user, certificate, principals, is_dedicated=is_dedicated):
+        user, certificate = rest[1:] if is_dedicated else rest
+        for principal in admit(place, user, certificate, is_dedicated=is_dedicated):
             print(principal)  # noqa: T201
     elif what == "watch":
         print(json.dumps(watch(place, sys.stdin.readline(10_000))))  # noqa: T201
