@@ -21,6 +21,7 @@ from workflows import policy as rules
 from workflows.errors import Invalid, Unavailable
 from workflows.replay import check_database
 from workflows.ssh_keys import fingerprint
+from workflows.trial import try_level
 
 pytest_plugins = ("test_listeners",)
 
@@ -219,6 +220,17 @@ def test_a_host_that_is_down_keeps_the_request_ending(desk, shop, tmp_path):
     assert desk.finish(row.id, now=desk.now)
     with desk.database.read() as session:
         assert check_database(session, now=desk.now).findings == []
+
+
+def test_a_trial_of_the_level_leaves_nothing(desk, shop):
+    """`breakglass check --levels` has a certificate signed and the host end it; both are entries."""
+    account = desk.policy.accounts["orders-db"]
+    seen = try_level(desk.vault, desk.database, account, account.levels["shell"], RITA)
+    assert seen[0] == "a credential is issued"
+    assert f"{HOST} has its key id on the revocation list" in seen
+    tried = desk.log_of()[-1]
+    assert (tried.event, tried.data["passed"]) == ("drill:tried", True)
+    assert f"token-{tried.data['name']}" in (shop.sshd.state / "lib" / "ended").read_text()
 
 
 def test_show_again_gives_a_second_certificate(desk, tmp_path):

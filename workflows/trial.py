@@ -55,6 +55,8 @@ class _Held:
     identity: str | None
     options: Mapping[str, str]
     intended_at: datetime
+    number: int = 1
+    expires_at: datetime | None = None
 
 
 def try_level(vault: Vault, database: Database, account: Account, level: Level, who: Actor) -> tuple[str, ...]:

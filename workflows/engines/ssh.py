@@ -280,7 +280,8 @@ def _identity(key_id: str) -> str:
 
 
 def _key_id(identity: str) -> str:
-    return _PREFIX + identity.upper()
+    # A trial of "breakglass check" has a name of its own, as it stands.
+    return _PREFIX + (identity.upper() if identity.startswith("bg-") else identity)
 
 
 def _are_networks(text: str) -> bool:

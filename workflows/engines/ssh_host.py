@@ -45,7 +45,7 @@ RUN = Path("/run/breakglass-ssh")
 LIB = Path("/var/lib/breakglass-ssh")
 ETC = Path("/etc/breakglass-ssh")
 
-OURS = re.compile(r"token-BG-[0-9A-Z]{4,12}(-[0-9]{1,9})?")
+OURS = re.compile(r"token-(BG-[0-9A-Z]{4,12}|check-[0-9a-f]{8})(-[0-9]{1,9})?")
 KEEP = 3 * 86400  # seconds: no certificate lives longer than a day, so the list need not grow for ever
 PATIENCE = 5.0  # seconds to see a killed process gone
 FIELDS = {
