@@ -230,6 +230,8 @@ def _abandon_line(record: Record, _who: str, _case: Case | None, _name: str) -> 
 def _issue_line(record: Record, _who: str, case: Case | None, _name: str) -> Words:
     to = f" to {mention(case.request.requester)}" if case else ""
     name = f" as `{escape(str(record.data['identity']), 100)}`" if record.data.get("identity") else ""
+    if name and record.data.get("identity_is_shared"):
+        name += ", a name that others have at other times"
     number = _number(record.data, "credential")
     fresh = "A fresh credential" if record.event == Action.REISSUE else "Credential"
     end = f"; it ends {when(case.request.expires_at)}" if case and case.request.expires_at else ""

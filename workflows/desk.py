@@ -403,6 +403,7 @@ class Desk(Issuer):
                     )
                 intent = Intent(row.id, len(grants) + 1, live.number if live else None, ttl)
                 if live is None:
+                    self.must_be_alone(turn)
                     turn.session.add(self.new_grant(row, intent.number, now))
                 look = now + self.patience
                 turn.move(

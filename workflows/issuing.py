@@ -29,6 +29,7 @@ from sqlmodel import col, select
 from storage.models import Entry, Grant, Request, State
 from workflows.door import Case, Door, Turn, database_errors
 from workflows.engines import ENGINES, Credential, Wish
+from workflows.engines.seam import Exclusive
 from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
 from workflows.lifecycle import Action, allowed_roles, now_is
 from workflows.policy import say_duration
@@ -164,7 +165,14 @@ class Issuer(Door):
                 turn.move(
                     # Not by ``replaces``: the one before may have ended in a "show again" that came to nothing.
                     Action.ISSUE if allowed_roles(turn.state, Action.ISSUE) else Action.REISSUE,
-                    data=_told(grant, lease=grant.lease_id, identity=grant.identity, expires_at=expires),
+                    data=_told(
+                        grant,
+                        lease=grant.lease_id,
+                        identity=grant.identity,
+                        # Another request had, or will have, the same name: it says nothing without the time.
+                        identity_is_shared=isinstance(engine, Exclusive) or None,
+                        expires_at=expires,
+                    ),
                     expires_at=expires,
                     lapse_at=None,
                     due_at=expires if turn.row.warned_at else max(now, expires - WARN_BEFORE),
@@ -276,6 +284,27 @@ class Issuer(Door):
             options=dict(settings.options),
             intended_at=now,
         )
+
+    def must_be_alone(self, turn: Turn) -> None:
+        """Refuse a first credential of something that another request has, or may still have.
+
+        Asked in the transaction that records the intent: of two clicks at once the second sees the first.
+        """
+        settings = self._level(turn.row).settings
+        engine = ENGINES[settings.engine]
+        if not isinstance(engine, Exclusive):
+            return
+        wanted = engine.alone(settings.options)
+        out = turn.session.exec(
+            select(Grant).where(Grant.engine == settings.engine, col(Grant.ended_at).is_(None)).order_by(col(Grant.id))
+        )
+        for grant in out:
+            if grant.request_id != turn.row.id and engine.alone(grant.options) == wanted:
+                raise Conflict(
+                    f"{grant.request_id} has {wanted}, and only one request can have it at a time. Press the button "
+                    f"again when {grant.request_id} has ended.",
+                    code="in_use",
+                )
 
     def _hold(self, intent: Intent, held: Callable[[tuple[str, ...]], None] | None, now: datetime) -> datetime:
         """Wait until the required copies have what led to the intent, and return the time that it is then.

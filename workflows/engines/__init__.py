@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from workflows.engines.database import Database
 from workflows.engines.mariadb import MariaDB
 from workflows.engines.ssh import Ssh
+from workflows.engines.static import Static
 from workflows.errors import Invalid
 
 if TYPE_CHECKING:
@@ -192,4 +193,9 @@ class Engine(Protocol):
         """
 
 
-ENGINES: Final[Mapping[str, Engine]] = {"database": Database(), "mariadb": MariaDB(), "ssh": Ssh()}
+ENGINES: Final[Mapping[str, Engine]] = {
+    "database": Database(),
+    "mariadb": MariaDB(),
+    "ssh": Ssh(),
+    "static": Static(),
+}

@@ -13,6 +13,7 @@ import re
 import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, LiteralString
 from urllib.parse import quote
 
@@ -63,24 +64,33 @@ class Login:
 class Database(Leased):
     """Vault's database secrets engine with its PostgreSQL plugin; one Vault role per level."""
 
-    keys: Final = {
-        "mount": True,
-        "role": True,
-        "host": True,
-        "port": True,
-        "database": True,
-        "watch_role": False,  # of the same mount: what the bot looks at the target with
-        # What the role is made of (database_sql.py); Vault is set up by these, and the bot does not need them.
-        "connection": False,
-        "sslmode": False,
-        "group": False,
-        "manager": False,
-        "connections": False,
-        "statement_timeout": False,
-        "read_only": False,
-        "schemas": False,
-    }
+    keys: Mapping[str, bool] = MappingProxyType(
+        {
+            "mount": True,
+            "role": True,
+            "host": True,
+            "port": True,
+            "database": True,
+            "watch_role": False,  # of the same mount: what the bot looks at the target with
+            # What the role is made of (database_sql.py); Vault is set up by these, and the bot does not need them.
+            "connection": False,
+            "sslmode": False,
+            "group": False,
+            "manager": False,
+            "connections": False,
+            "statement_timeout": False,
+            "read_only": False,
+            "schemas": False,
+        }
+    )
     needs_public_key: Final = False
+    # What the bot can do without, and Vault's administrator cannot.
+    set_up_by: Mapping[str, str] = MappingProxyType(
+        {
+            "group": "the role at PostgreSQL whose rights its logins get",
+            "manager": "the role with which Vault makes them",
+        }
+    )
 
     def problems(self, options: Mapping[str, str]) -> dict[str, str]:
         """Return what is wrong, by key."""
@@ -131,12 +141,12 @@ class Database(Leased):
 
     def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:
         """See that the login does not exist at PostgreSQL, or cannot log in, and that no session of it is left."""
-        with _watching(vault, grant.options) as target:
+        with watching(vault, grant.options) as target:
             if target is None:
                 return ()
             # Without its name (a crash before it was recorded): whatever is named after the request.
             like = grant.identity or f"{grant.request_id.lower()}-%"
-            able, there, sessions = _one(
+            able, there, sessions = one(
                 target,
                 "SELECT count(*) FILTER (WHERE rolcanlogin), count(*), "
                 "(SELECT count(*) FROM pg_stat_activity WHERE usename LIKE %(like)s) "
@@ -144,14 +154,14 @@ class Database(Leased):
                 {"like": _escaped(like) if grant.identity else like},
             )
             # Of a role that is dropped, a session still shows the number and no name any more.
-            (orphans,) = _one(
+            (orphans,) = one(
                 target,
                 "SELECT count(*) FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid "
                 "WHERE a.usesysid IS NOT NULL AND a.usesysid <> 0 AND r.oid IS NULL",
             )
         if orphans:
             # A session that began in the last moment of a role: the end of a watching login sweeps those away.
-            vault.end_watcher(_watch_path(grant.options))
+            vault.end_watcher(watch_path(grant.options))
         if able or sessions or orphans:
             left = f"{able} logins and {sessions + orphans} sessions"
             raise Unavailable(
@@ -161,7 +171,7 @@ class Database(Leased):
 
     def identities(self, vault: Vault, options: Mapping[str, str]) -> frozenset[str]:
         """Return the logins of that server that are named after a request."""
-        with _watching(vault, options) as target:
+        with watching(vault, options) as target:
             if target is None:
                 return frozenset()
             rows = target.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'bg-%-%' AND rolcanlogin").fetchall()
@@ -173,17 +183,14 @@ class Database(Leased):
 
     def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
         """Return the rights to see and end the level's leases, and to look at the target."""
-        watched = watch_rules(_watch_path(options)) if "watch_role" in options else ()
+        watched = watch_rules(watch_path(options)) if "watch_role" in options else ()
         return (*lease_rules(self.lease_prefix(options)), *watched)
 
     def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
-        """Return the mount, the connection and the roles. Raises Invalid without ``group`` and ``manager``."""
+        """Return the mount, the connection and the roles. Raises Invalid without the keys of ``set_up_by``."""
         missing = {
             key: f"Vault cannot be set up for this level without {key!r}: {what}."
-            for key, what in (
-                ("group", "the role at PostgreSQL whose rights its logins get"),
-                ("manager", "the role with which Vault makes them"),
-            )
+            for key, what in self.set_up_by.items()
             if key not in options
         }
         connection = options.get("connection", options["database"])
@@ -220,8 +227,8 @@ class Database(Leased):
                 f"{mount}/roles/{options['role']}",
                 {
                     "db_name": connection,
-                    "creation_statements": list(database_sql.creation(options)),
-                    "revocation_statements": list(database_sql.revocation(options)),
+                    "creation_statements": list(self.creation(options)),
+                    "revocation_statements": list(self.revocation(options)),
                     "renew_statements": [],
                     "rollback_statements": [],
                     "default_ttl": seconds,
@@ -246,11 +253,19 @@ class Database(Leased):
             )
         return tuple(made)
 
+    def creation(self, options: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the statements with which Vault makes a login."""
+        return database_sql.creation(options)
+
+    def revocation(self, options: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the statements with which Vault takes it back."""
+        return database_sql.revocation(options)
+
     def excess(self, vault: Vault, options: Mapping[str, str]) -> tuple[str, ...]:
         """Look with the watching login at what the level's group could do; nothing when the level names no group."""
         if "group" not in options:
             return ()
-        with _watching(vault, options) as target:
+        with watching(vault, options) as target:
             return () if target is None else database_rights.excess(target, options)
 
     def rehearse(
@@ -279,12 +294,12 @@ def _quoted(value: str) -> str:
 
 
 @contextmanager
-def _watching(vault: Vault, options: Mapping[str, str]) -> Iterator[psycopg.Connection[tuple[Any, ...]] | None]:
+def watching(vault: Vault, options: Mapping[str, str]) -> Iterator[psycopg.Connection[tuple[Any, ...]] | None]:
     """Open a session that can only look; None when the level has no role for that. Raises Unavailable."""
     if "watch_role" not in options:
         yield None
         return
-    path = _watch_path(options)
+    path = watch_path(options)
     where = f"{options['host']}:{options['port']}"
     login = vault.watcher(path)
     failure: Unavailable | None = None
@@ -309,13 +324,15 @@ def _watching(vault: Vault, options: Mapping[str, str]) -> Iterator[psycopg.Conn
         raise failure
 
 
-def _watch_path(options: Mapping[str, str]) -> str:
+def watch_path(options: Mapping[str, str]) -> str:
+    """Return the path at Vault of the logins that can only look."""
     return f"{options['mount']}/creds/{options['watch_role']}"
 
 
-def _one(
+def one(
     session: psycopg.Connection[tuple[Any, ...]], query: LiteralString, values: Mapping[str, str] | None = None
 ) -> tuple[Any, ...]:
+    """Return the only row of an answer. Raises Unavailable."""
     row = session.execute(query, values).fetchone()
     if row is None:
         raise Unavailable("The database did not answer what it was asked.")

@@ -94,6 +94,14 @@ class Rehearsed(Protocol):
         """
 
 
+@runtime_checkable
+class Exclusive(Protocol):
+    """An engine whose credential is one thing that is there already, so that one grant has it at a time."""
+
+    def alone(self, options: Mapping[str, str]) -> str:
+        """Return what it is, for a sentence, and the same for every level that would hand out the same."""
+
+
 def lease_rules(prefix: str) -> tuple[Rule, ...]:
     """Return what the bot needs to see and end the leases whose ids begin with ``prefix`` (no slash at its end)."""
     own = (f"{prefix}/*",)
