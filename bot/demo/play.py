@@ -125,7 +125,8 @@ def _live(demo: Demo, story: Story) -> None:
     story.claim("SELECT works on what the level allows", counted.returncode == 0)
     refused = _psql(demo, line, "SELECT * FROM payment_cards")
     story.claim("payment cards are refused", "permission denied" in refused.stderr)
-    refused = _psql(demo, line, "DELETE FROM orders")
+    # The level's sessions begin as read-only, which a session can change for itself; the rights are what counts.
+    refused = _psql(demo, line, "BEGIN READ WRITE; DELETE FROM orders")
     story.claim("changing orders is refused", "permission denied" in refused.stderr)
     story.claim("the secret is in no message, no log entry and no file of the bot", not _spilled(demo, people, line))
 
