@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -246,6 +247,10 @@ def _people(directory: SlackDirectory, policy: Policy) -> Iterator[Finding]:
 def _vault(settings: Settings, policy: Policy | None, trials: Database | None, who: Actor) -> Iterator[Finding]:
     try:
         vault = vault_client(settings)
+    except BreakGlassError as error:
+        yield Finding(False, f"Vault: {error.sentence}")
+        return
+    try:
         health = vault.health()
         if not health.is_ready:
             yield Finding(False, f"Vault at {settings.vault_address} is {'sealed' if health.sealed else 'not set up'}.")
@@ -254,11 +259,16 @@ def _vault(settings: Settings, policy: Policy | None, trials: Database | None, w
         yield Finding(True, f"Vault {health.version}: it answers, and the bot can log in.")
         if left := vault.irrevocable():
             yield Finding(False, f"Vault has given up on {len(left)} leases; revoke them by hand: {min(left)} …")
+        if policy is not None:
+            yield from _levels(vault, policy, trials, who)
+            yield from _limits(vault, policy)
     except BreakGlassError as error:
         yield Finding(False, f"Vault: {error.sentence}")
-        return
-    if policy is None:
-        return
+    with contextlib.suppress(BreakGlassError):  # what cannot be ended now ends within the hour
+        vault.log_out()
+
+
+def _levels(vault: Vault, policy: Policy, trials: Database | None, who: Actor) -> Iterator[Finding]:
     for account in policy.accounts.values():
         for level in account.levels.values():
             name = f"{account.name}/{level.name}"
@@ -266,7 +276,6 @@ def _vault(settings: Settings, policy: Policy | None, trials: Database | None, w
             yield from found
             if trials is not None and all(finding.is_fine for finding in found):
                 yield _trial(vault, trials, account, level, who)
-    yield from _limits(vault, policy)
 
 
 def _target(vault: Vault, name: str, level: rules.Level) -> Iterator[Finding]:
@@ -294,11 +303,7 @@ def _trial(vault: Vault, database: Database, account: Account, level: rules.Leve
 def _limits(vault: Vault, policy: Policy) -> Iterator[Finding]:
     """Whether the bot is refused where it has no business."""
     levels, log_key = levels_of(policy), log_key_of(policy)
-    try:
-        found = list(breaches(vault, levels, log_key))
-    except BreakGlassError as error:
-        yield Finding(False, f"Vault: {error.sentence}")
-        return
+    found = list(breaches(vault, levels, log_key))
     yield from (Finding(False, f"Vault: {one}") for one in found)
     if not found:
         places = len(forbidden_paths(levels, log_key)) + len(probes(levels))

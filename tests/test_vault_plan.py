@@ -187,6 +187,20 @@ def test_what_an_administrator_does_at_the_target_is_in_the_plan():
     assert 'GRANT CONNECT ON DATABASE "orders" TO bg_watch;' in steps
 
 
+def test_what_two_levels_of_a_target_have_in_common_is_done_once():
+    """The manager is made once; what belongs to each level's group stands there for each."""
+    made = plan([level(), level("orders-db/write", "bg-write", role="orders-rw", group="bg_orders_rw")])
+    (steps,) = made.targets
+    assert steps.count("CREATE ROLE bgmgr ") == steps.count("CREATE ROLE bg_watch ") == 1
+    assert steps.count("CREATE ROLE bg_orders_ro ") == steps.count("CREATE ROLE bg_orders_rw ") == 1
+
+
+def test_nothing_is_left_out_of_what_one_level_does_twice(monkeypatch):
+    """Equal paragraphs of one level's steps, such as the ends of two procedures, both stay."""
+    monkeypatch.setattr(type(ENGINES["database"]), "target_steps", lambda *_: "-- here\na\n\nEND\n\nb\n\nEND\n")
+    assert plan([level(), level("orders-db/quick")]).targets == ("-- here\na\n\nEND\n\nb\n\nEND",)
+
+
 def test_rules_of_one_path_are_one_block():
     """Vault keeps the last of two blocks with one path: they are joined, and what limits them adds up."""
     one = Rule("sys/leases/revoke", ("update",), {"lease_id": ("a/*",), "sync": (True,)})

@@ -409,6 +409,23 @@ class Vault:
         elif self._is_dead(self._token):
             raise Unavailable("Vault does not accept the bot's token any more: give it a new one.")
 
+    def log_out(self) -> None:
+        """End the bot's own token, and with it every credential that only looks; a token that was given stays.
+
+        For a command that is done. Raises Unavailable, VaultRefused.
+        """
+        if not self._role_id:
+            self.end_watchers()
+        if not self._role_id or not self._token:
+            return
+        answer = self._send(self._token, "get", "auth/token/lookup-self")
+        if answer.status == 403:
+            return
+        self._must(answer, "look up the bot's own token")
+        self.revoke_accessor(str(answer.data.get("accessor")))
+        self._token = ""
+        self._watchers.clear()
+
     def keep_alive(self, now: datetime) -> None:
         """Renew the bot's token when less than half of its life is left, or log in again when renewing is over.
 

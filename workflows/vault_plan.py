@@ -93,7 +93,7 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
     """Return the plan for ``levels`` and the log's key (mount, name) of the transit engine; see :func:`plan_of`."""
     levels = tuple(levels)
     problems: list[str] = []
-    targets: dict[str, dict[str, None]] = {}  # paragraphs, by the line that names the target
+    targets: dict[str, list[str]] = {}  # paragraphs, by the line that names the target
     writes: dict[str, Write] = {}
     children: dict[str, tuple[Rule, ...]] = {}  # by token role
     longest: dict[str, timedelta] = {}
@@ -133,7 +133,8 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
         bot += engine.bot_rules(settings.options)
         if isinstance(engine, Prepared) and (steps := engine.target_steps(settings.options)):
             first, _, rest = steps.partition("\n")
-            targets.setdefault(first, {}).update(dict.fromkeys(rest.strip("\n").split("\n\n")))
+            before = targets.setdefault(first, [])
+            before += [part for part in rest.strip("\n").split("\n\n") if part not in tuple(before)]
     if log_key is not None:
         bot += _log_rules(*log_key)
     reachable = {rule.path for rules in children.values() for rule in rules}
