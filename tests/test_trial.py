@@ -44,14 +44,20 @@ def told(database):
         return [(record.event, record.data) for record in read_entries(session)]
 
 
+@pytest.fixture
 def left(real):
-    """The logins and leases of trials that are there."""
-    with psycopg.connect(real.pg.dsn) as server:
-        logins = server.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'check-%'").fetchall()
-    return [*logins, *real.vault().leases("database/creds/orders-ro")]
+    """The logins and leases of trials that are there; other tests leave leases of their own."""
+    others = real.vault().leases("database/creds/orders-ro")
+
+    def look():
+        with psycopg.connect(real.pg.dsn) as server:
+            logins = server.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'check-%'").fetchall()
+        return [*logins, *(real.vault().leases("database/creds/orders-ro") - others)]
+
+    return look
 
 
-def test_a_trial_is_on_record_before_vault_is_called(real, database, try_it, monkeypatch):
+def test_a_trial_is_on_record_before_vault_is_called(database, try_it, left, monkeypatch):
     """When the credential is made, the entry that says so stands already."""
     seen = []
     issue = type(DATABASE).issue
@@ -63,7 +69,7 @@ def test_a_trial_is_on_record_before_vault_is_called(real, database, try_it, mon
     (_, (event, data)) = told(database)
     assert (event, data["passed"], data["said"]) == (TRIED, True, None)
     assert data["seen"] == list(said)
-    assert left(real) == []
+    assert left() == []
 
 
 def test_without_the_log_nothing_is_made(real, try_it):
@@ -74,7 +80,7 @@ def test_without_the_log_nothing_is_made(real, try_it):
     assert real.bao.call("LIST", "auth/token/accessors")["data"]["keys"] == before
 
 
-def test_a_crash_in_the_middle_of_a_trial_leaves_nothing(real, database, try_it, monkeypatch):
+def test_a_crash_in_the_middle_of_a_trial_leaves_nothing(real, database, try_it, left, monkeypatch):
     """Nobody takes it back, and Vault ends it at its time; what was made is on record."""
 
     class Crash(BaseException):
@@ -88,10 +94,10 @@ def test_a_crash_in_the_middle_of_a_trial_leaves_nothing(real, database, try_it,
     with pytest.raises(Crash):
         try_it(database)
     assert [event for event, _ in told(database)] == [TRY]
-    assert real.until(lambda: left(real) == [])
+    assert real.until(lambda: left() == [])
 
 
-def test_a_trial_that_fails_is_taken_back_all_the_same(real, database, try_it, monkeypatch):
+def test_a_trial_that_fails_is_taken_back_all_the_same(database, try_it, left, monkeypatch):
     """The target stops answering while it is tried: the entry says so, and the credential is gone."""
 
     def fail(*_):
@@ -103,7 +109,7 @@ def test_a_trial_that_fails_is_taken_back_all_the_same(real, database, try_it, m
     _, (event, data) = told(database)
     assert (event, data["passed"], data["said"]) == (TRIED, False, "It does not answer any more.")
     assert data["lease"]
-    assert left(real) == []
+    assert left() == []
 
 
 def test_a_level_that_vault_does_not_give_is_told_with_its_entry(vault, database, account):
