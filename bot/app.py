@@ -259,7 +259,16 @@ def build(
     vault = vault or vault_client(settings)
     # 4. The desk, and whoever follows it.
     copies, required = (None, None) if policy.log is None else _copies(policy.log, settings, database, now)
-    desk = Desk(database, policy, directory, vault, team=team, patience=settings.patience, required=required)
+    desk = Desk(
+        database,
+        policy,
+        directory,
+        vault,
+        team=team,
+        patience=settings.patience,
+        required=required,
+        public_address=settings.vault_public_address,
+    )
     courtesy = Courtesy()
     follower = ThreadFollower(
         database,

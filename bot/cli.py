@@ -20,7 +20,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bot import export_command, follower_commands, log_commands, retention_commands, vault_commands, verify_command
+from bot import (
+    export_command,
+    follower_commands,
+    log_commands,
+    open_command,
+    retention_commands,
+    vault_commands,
+    verify_command,
+)
 from storage.audit import Actor, Damaged
 from storage.database import DatabaseDown, OtherVersion
 from workflows import policy as rules
@@ -91,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     policy_check.add_argument("file", type=Path)
     policy_check.set_defaults(run=_policy_check)
 
+    open_command.add(commands)
     export_command.add(commands, who=_me)
     log_commands.add(commands, who=_me)
     retention_commands.add(commands, who=_me)

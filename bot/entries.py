@@ -53,6 +53,7 @@ _VERBS: Final[Mapping[str, str]] = MappingProxyType(
         Action.WITHDRAW: "withdraw it",
         Action.REVEAL: "open the credential",
         Action.RELEASE: "hand it back",
+        Action.INTERCEPT: "say that somebody else opened it",
         Action.REVOKE: "revoke it",
         Action.REVIEW: "file the review",
         "log:export": "export the log",
@@ -235,7 +236,33 @@ def _issue_line(record: Record, _who: str, case: Case | None, _name: str) -> Wor
     number = _number(record.data, "credential")
     fresh = "A fresh credential" if record.event == Action.REISSUE else "Credential"
     end = f"; it ends {when(case.request.expires_at)}" if case and case.request.expires_at else ""
-    return f"*{fresh} {number} was issued*{to}{name}{end}.", []
+    line = f"*{fresh} {number} was issued*{to}{name}{end}."
+    if record.data.get("delivery"):
+        line += " Neither the bot nor Slack has seen it: it can be opened once, within a minute."
+    return line, []
+
+
+def _unwrap_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    number = _number(record.data, "credential")
+    if record.data.get("is_sure") is False:
+        return f"Credential {number} was opened, or ran out unopened: the bot was not there to see which.", []
+    return f"*Credential {number} was opened.*", []
+
+
+def _unopened_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    number = _number(record.data, "credential")
+    return f"*Nobody opened credential {number}* in its time; it is taken back. _Show again_ makes a fresh one.", []
+
+
+def _intercept_line(record: Record, who: str, case: Case | None, _name: str) -> Words:
+    number = _number(record.data, "credential")
+    before = f" before {mention(case.request.requester)} could" if case else ""
+    line = (
+        f"*ALARM: somebody else opened credential {number}*{before}, says {who}. The access is being taken back. "
+        "Security: Vault's audit log has the address from which it was opened (`sys/wrapping/unwrap`); find out who "
+        "could read that window or that code, and what was done with the login in between."
+    )
+    return line, []
 
 
 def _warn_line(_record: Record, _who: str, case: Case | None, _name: str) -> Words:
@@ -435,6 +462,9 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.ABANDON: _abandon_line,
         Action.ISSUE: _issue_line,
         Action.REISSUE: _issue_line,
+        Action.UNWRAP: _unwrap_line,
+        Action.UNOPENED: _unopened_line,
+        Action.INTERCEPT: _intercept_line,
         Action.WARN: _warn_line,
         Action.RELEASE: lambda _r, who, _c, _p: (f"{who} is *done*; the access is being taken back.", []),
         Action.REVOKE: lambda _r, who, _c, _p: (f"{who} *revoked* the access; it is being taken back.", []),

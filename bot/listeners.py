@@ -81,6 +81,7 @@ def register(
         (views.DENY, front.deny_form),
         (views.WITHDRAW, front.withdraw),
         (views.REVEAL, front.reveal),
+        (views.INTERCEPT, front.intercept),
         (views.RELEASE, front.release),
         (views.REVOKE, front.revoke),
         (views.REVIEW, front.review_form),
@@ -434,7 +435,14 @@ class _Front:
 
                 made = self.desk.issue(intent, now=now, held=held)
                 now = self.now() if was_held else now
-                show_secret(client, view_id, modals.credential(case, made, now=now), pause=self.pause)
+                show_secret(client, view_id, modals.handed_over(case, made, now=now), pause=self.pause)
+
+    def intercept(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Somebody else opened it: end the access and call security."""
+        click = _click(body)
+        ack()
+        self.desk.intercept(click.actor, click.request_id, now=self.now())
+        self._finish(body, client, click.request_id, "Security is called.")
 
     def release(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Hand the access back; the thread says so when Vault has confirmed."""

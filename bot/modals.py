@@ -7,7 +7,8 @@ Rules
 * What a choice depends on is drawn once that choice is made: levels and thresholds below an account, the time below a
   level. So no input ever offers what the other account had.
 * The forms say what will happen next; the words are for somebody at three in the morning.
-* :func:`credential` alone shows a secret. A modal is not part of any message history.
+* :func:`credential` alone shows a secret, and :func:`parcel` what gives one out once. A modal is not part of any
+  message history.
 
 This module is pure.
 """
@@ -44,6 +45,7 @@ from bot.blockkit import (
     when,
 )
 from storage.models import Outcome
+from workflows.delivery import Delivery, Parcel
 from workflows.engines import ENGINES
 from workflows.policy import WORDS, say_duration
 from workflows.ssh_keys import looks_private
@@ -361,6 +363,40 @@ def credential(case: Case, made: Credential, *, now: datetime) -> View:
         if found not in (None, ""):
             blocks.append(rich([label(text), copyable(str(found))]))
     return _modal(views.CREDENTIAL, case.request.id, blocks)
+
+
+def handed_over(case: Case, made: Credential | Parcel, *, now: datetime) -> View:
+    """Return what a requester is shown at Reveal, in whatever way the level delivers."""
+    return parcel(case, made) if isinstance(made, Parcel) else credential(case, made, now=now)
+
+
+def parcel(case: Case, made: Parcel) -> View:
+    """Return the view of a credential that nobody has seen yet: how to open it, once."""
+    row = case.request
+    end = f" The access ends {when(row.expires_at)}." if row.expires_at else ""
+    blocks: list[Block] = [
+        section(
+            f"*Open it before {when(made.until, '{time_secs}')}: it works once.* Neither the bot nor Slack has the "
+            f"credential; Vault gives it to whoever opens it first.{end}"
+        )
+    ]
+    if made.way is Delivery.CLI:
+        blocks += [
+            rich([label("Type this into a terminal"), copyable(f"breakglass open {row.id}")]),
+            rich([label("It asks for this code"), copyable(made.code())]),
+        ]
+    else:
+        blocks.append(rich([label("Paste this into a terminal"), copyable(made.command())]))
+        for text, key in (("Host", "host"), ("Port", "port"), ("Database", "database")):
+            if key in made.options:
+                blocks.append(rich([label(text), copyable(made.options[key])]))
+    blocks.append(
+        section(
+            "It says that it was opened before, and that was not you? Press *Already used* in our direct message: the "
+            "access ends and security is called. Too late, or lost? *Show again* there. Finished? *Done*."
+        )
+    )
+    return _modal(views.CREDENTIAL, row.id, blocks)
 
 
 # --- the review -------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from workflows.delivery import ADDRESS
 from workflows.errors import BreakGlassError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Settings:
     vault_token: str = field(default="", repr=False)
     vault_namespace: str | None = None
     vault_ca_file: str | None = None
+    vault_public_address: str = ""  # where responders reach it; empty: where the bot does
     patience: timedelta = timedelta(seconds=30)
     metrics: tuple[str, int] | None = None  # host and port; None: there are none
     # The policy names variables that hold the secrets of the log's copies; who builds a copy reads them here.
@@ -108,6 +110,9 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     bot_token = need("SLACK_BOT_TOKEN", "the bot token, from the app's page “OAuth & Permissions”", "xoxb-")
     app_token = need("SLACK_APP_TOKEN", "an app-level token with connections:write, from “Basic Information”", "xapp-")
     vault_address = need("VAULT_ADDR", "where Vault or OpenBao answers, as http://host:port", "http")
+    public = get("VAULT_PUBLIC_ADDR").rstrip("/")
+    if public and not ADDRESS.fullmatch(public):
+        problems.append("VAULT_PUBLIC_ADDR is not an address as https://vault.example.com:8200: it goes into commands.")
     role_id, secret_id, token = get("VAULT_ROLE_ID"), get("VAULT_SECRET_ID"), get("VAULT_TOKEN")
     if not token and not (role_id and secret_id):
         problems.append("Vault's login is not set: give VAULT_ROLE_ID and VAULT_SECRET_ID, or VAULT_TOKEN.")
@@ -144,6 +149,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         vault_token=token,
         vault_namespace=get("VAULT_NAMESPACE") or None,
         vault_ca_file=get("VAULT_CACERT") or None,
+        vault_public_address=public,
         patience=timedelta(seconds=int(seconds)),
         metrics=metrics,
         environment=MappingProxyType(dict(environment)),

@@ -552,7 +552,7 @@ class ThreadFollower:
         return True
 
     def _mentions(self, claim: Claim, case: Case | None, records: Iterable[Record]) -> dict[str, str]:
-        """Say who is called at which event: leadership and security at the request and at the grant.
+        """Say who is called at which event: leadership and security at the request, at the grant and at an alarm.
 
         Security alone, when the log cannot be trusted, its key changes, a copy of it is behind, or what is live is not
         what is on record.
@@ -567,7 +567,7 @@ class ThreadFollower:
                 names = dict.fromkeys((*self._policy().auditors, *self._policy().security))
                 called[PROPOSE] = " ".join(self._mention(claim, name) for name in names)
             return called
-        if alarming := events & {Action.OPEN, Action.ISSUE}:
+        if alarming := events & {Action.OPEN, Action.ISSUE, Action.INTERCEPT}:
             policy = self._policy()
             names = dict.fromkeys((*policy.leadership, *policy.security))
             called |= dict.fromkeys(alarming, " ".join(self._mention(claim, name) for name in names))

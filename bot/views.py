@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from storage.audit import Record
+    from storage.models import Grant
     from workflows.door import Case
     from workflows.policy import Policy
 
@@ -70,6 +71,7 @@ WITHDRAW: Final = Action.WITHDRAW.value
 REVEAL: Final = Action.REVEAL.value
 RELEASE: Final = Action.RELEASE.value
 REVOKE: Final = Action.REVOKE.value
+INTERCEPT: Final = Action.INTERCEPT.value
 REVIEW: Final = Action.REVIEW.value
 ASK: Final = "request:form"  # on the Home tab: opens the form
 CONFIRM_PRUNING: Final = CONFIRM
@@ -239,6 +241,7 @@ def _ending(case: Case) -> str:
                 "revoke": f"Revoked by {who}.",
                 "expire": "The time was over.",
                 "lost": "Vault no longer had the credential.",
+                "intercept": f"Ended by {who}: somebody else had opened the credential.",
             }.get(row.ended_by or "", "")
             gone = "" if _is_open_to(case, Action.END) else " Vault confirmed that the credential is gone."
             return f"{how}{gone}".strip()
@@ -342,6 +345,25 @@ def _revealing(case: Case) -> list[Block]:
     return [button("Show again", REVEAL, value(case), confirm=ask_first, hint=f"Fresh credential for {name}")]
 
 
+def unseen(case: Case) -> Grant | None:
+    """Return the credential that is out and was handed over unseen; None when there is none."""
+    return next((g for g in case.grants if g.wrap_accessor and g.ended_at is None and g.unopened_at is None), None)
+
+
+def _intercepting(case: Case) -> list[Block]:
+    if not _is_open_to(case, Action.INTERCEPT) or unseen(case) is None:
+        return []
+    ask_first = confirm(
+        "Has somebody else opened it?",
+        "If Vault says so, too, the access ends at once, and security and leadership are called.",
+        "Already used",
+        style="danger",
+    )
+    name = case.request.id
+    hint = f"Somebody else has opened the credential of {name}"
+    return [button("Already used", INTERCEPT, value(case), style="danger", confirm=ask_first, hint=hint)]
+
+
 def _releasing(case: Case) -> list[Block]:
     if not _is_open_to(case, Action.RELEASE):
         return []
@@ -402,7 +424,7 @@ def pruning(records: Sequence[Record]) -> list[Block]:
 
 def requesting(case: Case) -> list[Block]:
     """Return the requester's buttons."""
-    return [*_withdrawing(case), *_revealing(case), *_releasing(case)]
+    return [*_withdrawing(case), *_revealing(case), *_intercepting(case), *_releasing(case)]
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
@@ -484,7 +506,9 @@ def handover(case: Case, policy: Policy, *, now: datetime) -> Message:
     _, text = _head(case, policy)
     lines = [f"*{what(case, policy)}* for {say_duration(_granted(case))}, approved by {people(_approvers(case))}."]
     if _is_open_to(case, Action.REVEAL):
-        if _was_issued(case):
+        if (out := unseen(case)) is not None:
+            lines.append(_out_words(out))
+        elif _was_issued(case):
             lines.append("The credential was shown to you once and is not kept anywhere. Lost it? Press *Show again*.")
         else:
             lines.append("Press *Reveal* when you are ready to work: the credential is made at that moment.")
@@ -492,7 +516,17 @@ def handover(case: Case, policy: Policy, *, now: datetime) -> Message:
     if _is_open_to(case, Action.RELEASE):
         lines.append("Finished early? Press *Done*.")
     blocks = [header(_headline(case)), section("\n".join(lines))]
-    return Message(text, blocks + actions(BUTTONS, [*_revealing(case), *_releasing(case)]))
+    return Message(text, blocks + actions(BUTTONS, [*_revealing(case), *_intercepting(case), *_releasing(case)]))
+
+
+def _out_words(out: Grant) -> str:
+    lost = "Lost it? Press *Show again*."
+    if out.opened_at is not None:
+        return f"The credential was opened {when(out.opened_at)}. Was it not you? Press *Already used*, now. {lost}"
+    until = f", until {when(out.open_until, '{time_secs}')}" if out.open_until else ""
+    return (
+        f"It can be opened once{until}; Slack never has it. Somebody was faster than you? Press *Already used*. {lost}"
+    )
 
 
 def warning(case: Case, policy: Policy, *, now: datetime) -> Message:

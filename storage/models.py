@@ -139,7 +139,7 @@ class Request(SQLModel, table=True):
     review_due_at: datetime | None = _time(nullable=True)
     due_at: datetime | None = _time(nullable=True, index=True)
     attempts: int = Field(default=0, nullable=False)  # failed tries at the present outside effect, for the back-off
-    ended_by: str | None = None  # release | revoke | expire | lost | fail
+    ended_by: str | None = None  # release | revoke | expire | lost | intercept | fail
     ended_by_user: str | None = None
 
 
@@ -196,6 +196,13 @@ class Grant(SQLModel, table=True):
     issued_at: datetime | None = _time(nullable=True)
     expires_at: datetime | None = _time(nullable=True)
     ended_at: datetime | None = _time(nullable=True)  # Vault confirmed that nothing of it is left
+    # Of a credential that was handed out unseen, in a token that gives it out once. No secret: who has the accessor
+    # can look the token up and end it.
+    delivery: str | None = None  # wrapped | cli; None: it was shown
+    wrap_accessor: str | None = None
+    open_until: datetime | None = _time(nullable=True)
+    opened_at: datetime | None = _time(nullable=True)  # the token was used: when that was seen
+    unopened_at: datetime | None = _time(nullable=True)  # it was ended in its time, unused
 
 
 class Review(SQLModel, table=True):

@@ -705,6 +705,9 @@ MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
     ("active", "credential:token"): ("active", "system"),
     ("active", "credential:abandon"): ("active", "system"),
     ("active", "credential:reissue"): ("active", "system"),
+    ("active", "credential:unwrap"): ("active", "system"),
+    ("active", "credential:unopened"): ("active", "system"),
+    ("active", "credential:intercept"): ("ending", "requester"),
     ("active", "credential:warn"): ("active", "system"),
     ("active", "credential:release"): ("ending", "requester"),
     ("active", "credential:revoke"): ("ending", "custodian"),
@@ -730,7 +733,10 @@ SYSTEM: Final = {"person": "system", "team": ""}
 class Grant:
     """One credential, as the log tells of it. Times are the log's words; None: it did not come to that."""
 
-    __slots__ = ("accessor", "ended", "expires", "identity", "intended", "issued", "lease", "number", "path", "token")
+    __slots__ = (
+        *("accessor", "delivery", "ended", "expires", "identity", "intended", "issued", "lease", "number"),
+        *("open_until", "opened", "path", "token", "unopened", "wrapping"),
+    )
 
     def __init__(self, number: int, intended: str) -> None:
         self.number = number
@@ -743,6 +749,11 @@ class Grant:
         self.lease: str | None = None
         self.identity: str | None = None
         self.path: str | None = None
+        self.delivery: str | None = None  # of one that was handed out unseen: how
+        self.wrapping: str | None = None  # the SHA-256 of its wrapping token's accessor
+        self.open_until: datetime | None = None
+        self.opened: str | None = None
+        self.unopened: str | None = None
 
 
 class Decision(NamedTuple):
@@ -1126,6 +1137,8 @@ class Replay:
                 self._find(Kind.MALFORMED, seq, "It was issued without a token on record.", case)
             grant.issued, grant.expires = entry["at"], expires
             grant.lease, grant.identity = _text(data.get("lease")), _text(data.get("identity"))
+            grant.delivery, grant.wrapping = _text(data.get("delivery")), _text(data.get("wrapping_accessor_sha256"))
+            grant.open_until = read_data_time(data.get("open_until"))
         case.expires = case.expires or expires
         case.lapse, case.lapse_is_told = None, True
 
@@ -1152,6 +1165,14 @@ class Replay:
     def _fail(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         self._abandon(seq, case, entry, data)
         case.ended_by = "fail"
+
+    def _unwrap(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        if (grant := self._grant(seq, case, data)) is not None:
+            grant.opened = entry["at"]
+
+    def _unopened(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        if (grant := self._grant(seq, case, data)) is not None:
+            grant.unopened = entry["at"]
 
     def _warn(self, _seq: int, case: Case, entry: Mapping[str, Any], _data: Mapping[str, Any]) -> None:
         case.warned = entry["at"]
@@ -1243,6 +1264,9 @@ class Replay:
         "credential:reissue": _issue,
         "credential:abandon": _abandon,
         "credential:fail": _fail,
+        "credential:unwrap": _unwrap,
+        "credential:unopened": _unopened,
+        "credential:intercept": _stop,
         "credential:warn": _warn,
         "credential:release": _stop,
         "credential:revoke": _stop,
@@ -1859,7 +1883,9 @@ _MEMBERS: Final[Mapping[str, bytes | None]] = {  # in their order; None: only as
     "version": b"(%b)" % _COUNT,
 }
 # Moves that are judged without looking into ``data``; held by a test.
-_DEAF: Final = frozenset({"credential:warn", "credential:release", "credential:revoke", "credential:expire"})
+_DEAF: Final = frozenset(
+    {*("credential:warn", "credential:release", "credential:revoke", "credential:expire"), "credential:intercept"}
+)
 
 
 class Shape(NamedTuple):

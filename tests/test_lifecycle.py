@@ -120,7 +120,8 @@ def test_only_the_bot_confirms_and_only_people_decide():
     """What Vault, the clock or the count says is the bot's alone; what a person answers for is never the bot's."""
     bot = {
         Action.QUORUM, Action.LAPSE, Action.ESCALATE, Action.HOLD, Action.OPENED, Action.ABANDON, Action.ISSUE,
-        Action.REISSUE, Action.WARN, Action.EXPIRE, Action.LOSE, Action.END, Action.FAIL,
+        Action.REISSUE, Action.UNWRAP, Action.UNOPENED, Action.WARN, Action.EXPIRE, Action.LOSE, Action.END,
+        Action.FAIL,
         Action.REMIND,
     }  # fmt: skip
     for move in MOVES:

@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+import logging
 import secrets
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -22,8 +23,8 @@ from storage.models import Answer, Decision, Outcome, Request, Review, State
 from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
 from workflows.engines import ENGINES
-from workflows.errors import Conflict, Invalid, NotAllowed, Unavailable
-from workflows.issuing import BACK_OFF, WARN_BEFORE, Intent, Issuer
+from workflows.errors import Conflict, Invalid, NotAllowed, Unavailable, VaultRefused
+from workflows.issuing import BACK_OFF, WARN_BEFORE, Intent, Issuer, next_look
 from workflows.lifecycle import Action, Role, allowed_roles, now_is, step
 from workflows.ssh_keys import read_public_key
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from workflows.vault import Vault
 
 __all__ = ["Agenda", "Ask", "Case", "Desk", "Findings", "FollowUp", "Intent"]
+
+log = logging.getLogger(__name__)
 
 # No I, L, O, U, 0, 1: an id is read aloud on the telephone at night.
 _ID_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -109,8 +112,9 @@ class Desk(Issuer):
         team: str,
         patience: timedelta = timedelta(seconds=30),
         required: Acknowledged | None = None,
+        public_address: str = "",
     ) -> None:
-        super().__init__(database, policy, vault, patience=patience, required=required)
+        super().__init__(database, policy, vault, patience=patience, required=required, public_address=public_address)
         self.directory = directory
         self.team = team
 
@@ -430,6 +434,43 @@ class Desk(Issuer):
             actor, Action.REVOKE, Role.CUSTODIAN, request_id, version=version, now=now, ended_by="revoke"
         )
 
+    def intercept(self, actor: Actor, request_id: str, *, now: datetime) -> Request:
+        """End the access because somebody else opened the credential (requester): an alarm, and as :meth:`release`.
+
+        Raises :class:`Conflict` while Vault still holds it unopened: then nothing has happened.
+        """
+        with self.attempt(actor, Action.INTERCEPT, request_id, now=now):
+            roster = self._gather(actor, request_id)
+            case = self.case(request_id)
+            self._need(case, roster, actor, Action.INTERCEPT, Role.REQUESTER)
+            live = next((g for g in case.grants if g.ended_at is None and g.wrap_accessor is not None), None)
+            if live is None or live.wrap_accessor is None:
+                raise Conflict(
+                    f"No credential of {request_id} is out that somebody could have opened before you. "
+                    "Press Show again for one.",
+                    code="none_out",
+                )
+            if live.unopened_at is not None or (
+                live.opened_at is None and not self.vault.accessor_is_gone(live.wrap_accessor)
+            ):
+                raise Conflict(
+                    f"Nobody has opened the credential of {request_id}: Vault still holds it. Nothing was changed. "
+                    "Try yours again; if its minute is over, press Show again.",
+                    code="unused",
+                )
+            with self.turn(request_id, now=now) as turn:
+                self._need(turn.case(), roster, actor, Action.INTERCEPT, Role.REQUESTER)
+                turn.move(
+                    Action.INTERCEPT,
+                    actor,
+                    (Role.REQUESTER,),
+                    data={"credential": live.number, "opened_at": live.opened_at, "delivery": live.delivery},
+                    due_at=now,
+                    ended_by="intercept",
+                    ended_by_user=actor.person,
+                )
+                return turn.row
+
     def _simply(
         self,
         actor: Actor,
@@ -499,6 +540,10 @@ class Desk(Issuer):
     def clock(self, request_id: str, *, now: datetime) -> None:
         """Do what is due on one request: called by the tick, safe late, twice and in parallel."""
         self.abandon(request_id, now=now)
+        try:
+            self.watch(request_id, now=now)
+        except (Unavailable, VaultRefused) as error:
+            log.warning("%s: not looked at this time: %s", request_id, error.reason)  # its end must not wait for that
         with self.turn(request_id, now=now) as turn:
             if turn.row.due_at is not None and turn.row.due_at <= now:
                 self._due(turn)
@@ -506,7 +551,9 @@ class Desk(Issuer):
 
     def _due(self, turn: Turn) -> None:
         row, now = turn.row, turn.now
-        begun = any(g.ended_at is None and g.issued_at is None for g in turn.grants())
+        grants = turn.grants()
+        begun = any(g.ended_at is None and g.issued_at is None for g in grants)
+        live = next((g for g in grants if g.ended_at is None), None)
         lapsed = row.lapse_at is not None and row.lapse_at <= now
         expired = row.expires_at is not None and row.expires_at <= now
         waited = int((now - row.state_at).total_seconds())
@@ -525,12 +572,14 @@ class Desk(Issuer):
             case State.APPROVED:
                 turn.look_again(row.lapse_at)
             case State.ACTIVE if row.warned_at is None and row.expires_at and now < row.expires_at - WARN_BEFORE:
-                # Looked at for another reason: a fresh credential was asked for, and the bot stopped before making it.
-                turn.look_again(row.expires_at - WARN_BEFORE)
+                # Looked at for another reason: it was handed out unseen, or a fresh one was asked for, and the bot
+                # stopped before making it.
+                turn.look_again(next_look(live, row.expires_at - WARN_BEFORE, now))
             case State.ACTIVE if row.warned_at is None:
-                turn.move(Action.WARN, data={"expires_at": row.expires_at}, warned_at=now, due_at=row.expires_at)
+                due_at = next_look(live, row.expires_at, now)
+                turn.move(Action.WARN, data={"expires_at": row.expires_at}, warned_at=now, due_at=due_at)
             case State.ACTIVE:
-                turn.look_again(row.expires_at)
+                turn.look_again(next_look(live, row.expires_at, now))
             case State.ENDED:
                 turn.move(Action.REMIND, data={"review_due_at": row.review_due_at}, due_at=now + REMIND_EVERY)
             case _:

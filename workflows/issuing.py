@@ -9,7 +9,8 @@ Rules
   A child token that nobody knows of holds no credential, and one whose accessor is on record can be ended by anybody,
   so a crash at any point leaves nothing alive that the next tick does not find.
 * One request has one credential at the most: "show again" sees the old one gone before it makes the new one.
-* The secret goes from Vault to the caller of :meth:`Issuer.issue` and nowhere else.
+* The secret goes from Vault to the caller of :meth:`Issuer.issue` and nowhere else. Where the level's delivery is not
+  ``modal`` not even there: what is passed on is a token that gives it out once (``delivery.py``).
 * ``ended`` is written only after Vault says that the lease is gone; until then the state is ``ending``.
 * All of it is safe twice, late and in parallel: revoking is idempotent, and the record of it is a compare-and-set.
 """
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from sqlmodel import col, select
 
 from storage.models import Entry, Grant, Request, State
+from workflows.delivery import CERTAIN_FOR, LOOK_EVERY, OPEN_WITHIN, WRAP_TTL, Delivery, Parcel
 from workflows.door import Case, Door, Turn, database_errors
 from workflows.engines import ENGINES, Credential, Wish
 from workflows.engines.seam import Exclusive
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from storage.database import Database
+    from workflows.engines import LevelSettings
     from workflows.policy import Level, Policy
-    from workflows.vault import ChildToken, Vault
+    from workflows.vault import ChildToken, Vault, Wrapped
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ BACK_OFF: Final = tuple(timedelta(seconds=s) for s in (2, 5, 10, 20, 40, 80, 160
 _CONFIRM_TRIES: Final = 40
 _CONFIRM_PAUSE: Final = 0.05  # seconds; Vault takes a lease back within about 0.1 s of its token's end
 _OUT: Final = (State.APPROVED, State.ACTIVE)
+_FIND_TRIES: Final = 10
+_FIND_PAUSE: Final = 0.05  # seconds, in which others who issue at the same moment put their leases on record
 _QUIET: Final = 0.5  # seconds: a copy that is merely on its way is not worth an entry
 _ASK_SOON: Final = 0.02  # seconds: another bot may bring it, and nobody tells this one
 _ASK_AGAIN: Final = 0.2
@@ -94,7 +99,10 @@ class NothingRequired:
 
 
 class Issuer(Door):
-    """The outside effects. ``patience`` is how long an issue may take before anybody may clean up after it."""
+    """The outside effects. ``patience`` is how long an issue may take before anybody may clean up after it.
+
+    ``public_address`` is where responders reach Vault, when that is not where the bot does.
+    """
 
     def __init__(
         self,
@@ -104,6 +112,7 @@ class Issuer(Door):
         *,
         patience: timedelta,
         required: Acknowledged | None = None,
+        public_address: str = "",
     ) -> None:
         super().__init__(database)
         self.policy = policy
@@ -112,6 +121,8 @@ class Issuer(Door):
         self.required: Acknowledged = required or NothingRequired()
         self._places = threading.BoundedSemaphore(_MOST_HELD)
         self._is_closing = False
+        self._public_address = public_address or vault.address
+        self._wrapping = threading.Lock()
 
     @property
     def longest_opening(self) -> timedelta:
@@ -120,9 +131,10 @@ class Issuer(Door):
 
     def issue(
         self, intent: Intent, *, now: datetime, held: Callable[[tuple[str, ...]], None] | None = None
-    ) -> Credential:
+    ) -> Credential | Parcel:
         """Carry out an intent and return the credential: the only place where the secret passes.
 
+        Where the level's delivery is not ``modal`` it does not pass here either: a parcel comes back.
         ``held`` is called, once, with the names of the required copies that are waited for, if it comes to that.
         Raises :class:`Unavailable` when Vault or a required copy does not answer (press again), :class:`VaultRefused`
         when Vault says no for good (a first credential's request is then ``failed``), :class:`Conflict` when the
@@ -136,7 +148,8 @@ class Issuer(Door):
             if intent.replaces is not None:
                 self._replace(intent, now)
             row = self.row(intent.request_id)
-            settings = self._level(row).settings
+            level = self._level(row)
+            settings = level.settings
             # 3. A child token of its own. It holds nothing yet, and lives as long as the grant at the most.
             ttl = intent.ttl if row.expires_at is None else min(intent.ttl, row.expires_at - now)
             child = self.vault.open_child(
@@ -152,35 +165,127 @@ class Issuer(Door):
                 grant.accessor, grant.accessor_at = child.accessor, now
                 turn.session.add(grant)
                 turn.move(Action.OPENED, data=_told(grant))
+            # 5. and 6. unseen by the bot.
+            if level.delivery is not Delivery.MODAL:
+                return self._wrap(intent, child, level, now)
             # 5. The credential itself.
             engine = ENGINES[settings.engine]
             credential = engine.issue(self.vault, child, settings.options, Wish(row.id, row.requester, row.public_key))
             # 6. Only a credential that is on record is shown.
             with self.turn(intent.request_id, now=now) as turn:
                 grant = _intended(turn, intent)
-                expires = turn.row.expires_at or now + intent.ttl
                 grant.lease_id, grant.identity = credential.lease_id, credential.username
-                grant.issued_at, grant.expires_at = now, expires
-                turn.session.add(grant)
-                turn.move(
-                    # Not by ``replaces``: the one before may have ended in a "show again" that came to nothing.
-                    Action.ISSUE if allowed_roles(turn.state, Action.ISSUE) else Action.REISSUE,
-                    data=_told(
-                        grant,
-                        lease=grant.lease_id,
-                        identity=grant.identity,
-                        # Another request had, or will have, the same name: it says nothing without the time.
-                        identity_is_shared=isinstance(engine, Exclusive) or None,
-                        expires_at=expires,
-                    ),
-                    expires_at=expires,
-                    lapse_at=None,
-                    due_at=expires if turn.row.warned_at else max(now, expires - WARN_BEFORE),
-                )
+                _issued(turn, grant, turn.row.expires_at or now + intent.ttl)
         except BreakGlassError as error:
             self._undo(intent, child, error, now)
             raise
         return credential
+
+    def _wrap(self, intent: Intent, child: ChildToken, level: Level, now: datetime) -> Parcel:
+        """Have the credential made behind a token that gives it out once; its lease is on record all the same."""
+        settings, row = level.settings, self.row(intent.request_id)
+        engine = ENGINES[settings.engine]
+        # One after the other, so that of the leases of this moment only one can be its own.
+        with self._wrapping:
+            wrapped = self.vault.wrap_as(child, engine.path(settings.options), WRAP_TTL)
+            try:
+                lease_id = self._lease_behind(wrapped, engine.lease_prefix(settings.options))
+                identity = self._identity_behind(row.id, settings)
+                with self.turn(intent.request_id, now=now) as turn:
+                    grant = _intended(turn, intent)
+                    grant.lease_id, grant.identity = lease_id, identity
+                    grant.delivery, grant.wrap_accessor = level.delivery.value, wrapped.accessor
+                    grant.open_until = now + OPEN_WITHIN
+                    _issued(turn, grant, turn.row.expires_at or now + intent.ttl)
+            except BreakGlassError:
+                self.vault.revoke_accessor(wrapped.accessor)
+                raise
+        return Parcel(
+            request_id=row.id,
+            way=level.delivery,
+            address=self._public_address,
+            namespace=self.vault.namespace,
+            token=wrapped.token,
+            path=wrapped.creation_path,
+            engine=settings.engine,
+            options=settings.options,
+            until=now + OPEN_WITHIN,
+            username=identity,
+        )
+
+    def _lease_behind(self, wrapped: Wrapped, prefix: str) -> str:
+        """Return the lease of what was just wrapped: the answer hides it.
+
+        It is the one on nobody's record that was made, by Vault's clock, while Vault was asked. Without it the end
+        could not be confirmed while others of the level are out. Raises :class:`Unavailable` when two may be it.
+        """
+        for attempt in range(_FIND_TRIES):
+            if attempt:
+                time.sleep(_FIND_PAUSE)
+            with self._read() as session:
+                recorded = select(Grant.lease_id).where(Grant.lease_prefix == prefix, col(Grant.lease_id).is_not(None))
+                known = frozenset(session.exec(recorded))
+            made = [self.vault.lease(lease_id) for lease_id in self.vault.leases(prefix) - known]
+            began = wrapped.made_at - wrapped.took
+            own = [one.lease_id for one in made if one is not None and began <= one.issue_time <= wrapped.made_at]
+            if len(own) == 1:
+                return own[0]
+        raise Unavailable("Several credentials were made at the same moment. Press the button again.")
+
+    def _identity_behind(self, request_id: str, settings: LevelSettings) -> str | None:
+        """Return the name at the target, where the bot can look there and finds exactly one of the request's."""
+        engine = ENGINES[settings.engine]
+        try:
+            names = engine.identities(self.vault, settings.options)
+        except (Unavailable, VaultRefused) as error:
+            log.warning("%s: the name at its target is not known: %s", request_id, error.reason)
+            return None
+        is_shared = isinstance(engine, Exclusive)  # and then not named after a request
+        own = [name for name in names if is_shared or name.startswith(f"{request_id.lower()}-")]
+        return own[0] if len(own) == 1 else None
+
+    def watch(self, request_id: str, *, now: datetime) -> None:
+        """See whether a credential that was handed out unseen was opened; take it back when nobody did in its time.
+
+        Raises Unavailable, VaultRefused.
+        """
+        for grant in self.case(request_id).grants:
+            if is_unopened(grant):
+                self._look(grant, now)
+            if grant.unopened_at is not None and grant.ended_at is None:
+                self._take_back_unopened(grant, now)
+
+    def _look(self, grant: Grant, now: datetime) -> None:
+        accessor, until = grant.wrap_accessor or "", grant.open_until or now
+        if now < until:
+            if not self.vault.accessor_is_gone(accessor):
+                return
+            was_unused = False
+        else:
+            # In one step, so that nobody opens it in between.
+            was_unused = self.vault.end_accessor(accessor)
+        action = Action.UNOPENED if was_unused else Action.UNWRAP
+        with self.turn(grant.request_id, now=now) as turn:
+            seen = next(g for g in turn.grants() if g.number == grant.number)
+            if not is_unopened(seen) or not allowed_roles(turn.state, action):
+                return
+            if was_unused:
+                seen.unopened_at = grant.unopened_at = now
+            else:
+                seen.opened_at = now
+            turn.session.add(seen)
+            # After the bot was away for a while it may have run out by itself, and "gone" alone does not say.
+            is_sure = None if was_unused else now <= until + CERTAIN_FOR
+            turn.move(action, data=_told(seen, is_sure=is_sure))
+
+    def _take_back_unopened(self, seen: Grant, now: datetime) -> None:
+        if not self._take_back(seen):
+            return
+        with self.turn(seen.request_id, now=now) as turn:
+            grant = next(g for g in turn.grants() if g.number == seen.number)
+            if grant.ended_at is None and allowed_roles(turn.state, Action.ABANDON):
+                turn.close(grant)
+                turn.move(Action.ABANDON, data=_told(grant, why="nobody opened it in its time", lease=grant.lease_id))
 
     def finish(self, request_id: str, *, now: datetime) -> bool:
         """End what a request in ``ending`` has out, and say whether it has ended. Harmless in any other state.
@@ -392,6 +497,8 @@ class Issuer(Door):
 
     def _replace(self, intent: Intent, now: datetime) -> None:
         old = next(g for g in self.case(intent.request_id).grants if g.number == intent.replaces)
+        if is_unopened(old):
+            self._look(old, now)  # whether somebody had opened it cannot be seen afterwards
         if not self._take_back(old):
             raise Unavailable(
                 "The earlier credential is still being taken back, and there is never more than one. Try again soon."
@@ -421,6 +528,8 @@ class Issuer(Door):
             return True  # nothing is ever read with a token whose accessor is not on record: step 4 of issue()
         engine = ENGINES[grant.engine]
         self.vault.revoke_accessor(grant.accessor)
+        if grant.wrap_accessor is not None:
+            self.vault.revoke_accessor(grant.wrap_accessor)  # it would give out what opens nothing any more
         if unread and self.vault.accessor_is_gone(grant.accessor):
             return True
         known = self._leases_of_others(grant)
@@ -489,6 +598,44 @@ def _intended(turn: Turn, intent: Intent) -> Grant:
     if grant is None or grant.ended_at is not None:
         raise Conflict(f"Opening {intent.request_id} took too long. Press the button again.", code="too_slow")
     return grant
+
+
+def _issued(turn: Turn, grant: Grant, expires: datetime) -> None:
+    """Put on record that a credential is out. What is known of it stands in the row."""
+    now = turn.now
+    grant.issued_at, grant.expires_at = now, expires
+    turn.session.add(grant)
+    told = _told(
+        grant,
+        lease=grant.lease_id,
+        identity=grant.identity,
+        # Another request had, or will have, the same name: it says nothing without the time.
+        identity_is_shared=isinstance(ENGINES[grant.engine], Exclusive) or None,
+        expires_at=expires,
+        delivery=grant.delivery,
+        open_until=grant.open_until,
+        wrapping_accessor_sha256=_sha256(grant.wrap_accessor) if grant.wrap_accessor else None,
+    )
+    turn.move(
+        # Not by ``replaces``: the one before may have ended in a "show again" that came to nothing.
+        Action.ISSUE if allowed_roles(turn.state, Action.ISSUE) else Action.REISSUE,
+        data=told,
+        expires_at=expires,
+        lapse_at=None,
+        due_at=next_look(grant, expires if turn.row.warned_at else max(now, expires - WARN_BEFORE), now),
+    )
+
+
+def next_look(live: Grant | None, due: datetime | None, now: datetime) -> datetime | None:
+    """Return when the tick must look at a request again: when it is due, or soon if a credential waits to be opened."""
+    is_watched = live is not None and (is_unopened(live) or live.unopened_at is not None)
+    return _earliest(due, now + LOOK_EVERY) if is_watched else due
+
+
+def is_unopened(grant: Grant) -> bool:
+    """Whether it is out, unseen, and nobody was seen to have opened it."""
+    is_settled = grant.ended_at or grant.opened_at or grant.unopened_at
+    return grant.wrap_accessor is not None and grant.issued_at is not None and not is_settled
 
 
 def _earliest(first: datetime | None, second: datetime) -> datetime:

@@ -46,6 +46,9 @@ class Action(StrEnum):
     ABANDON = "credential:abandon"
     ISSUE = "credential:issue"
     REISSUE = "credential:reissue"
+    UNWRAP = "credential:unwrap"
+    UNOPENED = "credential:unopened"
+    INTERCEPT = "credential:intercept"
     WARN = "credential:warn"
     RELEASE = "credential:release"
     REVOKE = "credential:revoke"
@@ -117,6 +120,10 @@ TRANSITIONS: Final = _rows(
     (_S.ACTIVE, _A.OPENED, _S.ACTIVE, _BOT),
     (_S.ACTIVE, _A.ABANDON, _S.ACTIVE, _BOT),
     (_S.ACTIVE, _A.REISSUE, _S.ACTIVE, _BOT),
+    # Of a credential that was handed out unseen: somebody opened it, nobody did in its time, or a stranger was first.
+    (_S.ACTIVE, _A.UNWRAP, _S.ACTIVE, _BOT),
+    (_S.ACTIVE, _A.UNOPENED, _S.ACTIVE, _BOT),
+    (_S.ACTIVE, _A.INTERCEPT, _S.ENDING, (Role.REQUESTER,)),
     (_S.ACTIVE, _A.WARN, _S.ACTIVE, _BOT),
     (_S.ACTIVE, _A.RELEASE, _S.ENDING, (Role.REQUESTER,)),
     (_S.ACTIVE, _A.REVOKE, _S.ENDING, (Role.CUSTODIAN,)),

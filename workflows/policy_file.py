@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import yaml
 
-from workflows import log_rules, retention_rules
+from workflows import delivery, log_rules, retention_rules
+from workflows.delivery import Delivery
 from workflows.engines import ENGINES, LevelSettings
 from workflows.errors import BreakGlassError, Invalid
 
@@ -101,6 +102,7 @@ class Level:
     default: timedelta
     answer_within: timedelta  # an unanswered request lapses
     open_within: timedelta  # an approval that is not opened lapses
+    delivery: Delivery = Delivery.MODAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -487,7 +489,8 @@ class _Reader:
         known = [ENGINES[engine]] if engine else list(ENGINES.values())
         keys = {key: bool(engine) and is_required for one in known for key, is_required in one.keys.items()}
         required = [key for key, is_required in keys.items() if is_required]
-        found = self.mapping(at, ("title", "engine", "token_role", *required, *times), (*keys, "open_within"))
+        optional = (*keys, "open_within", "delivery")
+        found = self.mapping(at, ("title", "engine", "token_role", *required, *times), optional)
         settings = self.settings(engine, found, keys)
         quorum = self.number(found.get("quorum"), 1, 100)
         if quorum and custodians and quorum > len(custodians) and all(USER.fullmatch(c) for c in custodians):
@@ -504,6 +507,7 @@ class _Reader:
         title = self.text_of(found.get("title"), 75, is_title=True)
         answer_within = self.span(found.get("answer_within"), second, day)
         open_within = self.span(opening, second, day) if opening is not None else OPEN_WITHIN
+        way = self.delivery(engine, found.get("delivery"))
         if settings is None:
             return None
         return Level(
@@ -515,7 +519,20 @@ class _Reader:
             default=default,
             answer_within=answer_within,
             open_within=open_within,
+            delivery=way,
         )
+
+    def delivery(self, engine: str, at: _At | None) -> Delivery:
+        """Read how the credential comes to its requester: an engine must be made for what a level asks of it."""
+        if at is None:
+            return Delivery.MODAL
+        word = self._scalar(at)
+        way = next((one for one in Delivery if one.value == word), Delivery.MODAL)
+        if word and word != way:
+            self.fail(at, f"There is no such delivery; there is {', '.join(Delivery)}.")
+        elif engine and (problem := delivery.problem(ENGINES[engine], way)):
+            self.fail(at, f"The engine {engine} {problem}")
+        return way
 
     def engine(self, at: _At) -> str:
         """Read which engine a level has: its other keys depend on it. "" when there is none, or no such one."""

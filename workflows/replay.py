@@ -292,13 +292,20 @@ class _Tables:
                 _Told("lease_id", grant.lease),
                 _Told("identity", grant.identity),
                 _Told("path", grant.path or _NOT_TOLD),
+                _Told("delivery", grant.delivery),
+                _Told("open_until", grant.open_until),
+                _Told("opened_at", _time(grant.opened)),
+                _Told("unopened_at", _time(grant.unopened)),
             ]
             self._compare(f"Credential {number}", row, told, case)
-            hashed = hashlib.sha256(row.accessor.encode()).hexdigest() if isinstance(row.accessor, str) else None
-            if hashed != grant.accessor:
-                self._find(
-                    Kind.STATE_WITHOUT_ENTRY, case, f"Credential {number}: the table has another accessor than the log."
-                )
+            for accessor, told_hash in ((row.accessor, grant.accessor), (row.wrap_accessor, grant.wrapping)):
+                hashed = hashlib.sha256(accessor.encode()).hexdigest() if isinstance(accessor, str) else None
+                if hashed != told_hash:
+                    self._find(
+                        Kind.STATE_WITHOUT_ENTRY,
+                        case,
+                        f"Credential {number}: the table has another accessor than the log.",
+                    )
         for number in stored:
             self._find(
                 Kind.STATE_WITHOUT_ENTRY, case, f"Grant: the table has credential {number}, and no entry tells of it."

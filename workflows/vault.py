@@ -30,7 +30,7 @@ from urllib.parse import quote
 import requests
 from hvac.adapters import RawAdapter
 
-from workflows.errors import Unavailable, VaultRefused
+from workflows.errors import Conflict, Unavailable, VaultRefused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,6 +62,21 @@ class Secret:
     lease_id: str
     lease_duration: timedelta
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapped:
+    """What a child token read and nobody has seen yet: a token that gives it out once.
+
+    ``made_at`` is by Vault's clock; ``took`` is how long the reading took, so that its lease was made in between.
+    """
+
+    accessor: str
+    token: str = field(repr=False)
+    creation_path: str
+    ttl: timedelta
+    made_at: datetime
+    took: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +165,16 @@ class Vault:
     def __repr__(self) -> str:
         return f"Vault({self._address!r})"
 
+    @property
+    def address(self) -> str:
+        """Where the bot reaches it."""
+        return self._address
+
+    @property
+    def namespace(self) -> str | None:
+        """Vault's namespace that everything is in."""
+        return self._namespace
+
     # ------------------------------------------------------------------------------------------------ a grant's life
 
     def open_child(
@@ -187,6 +212,48 @@ class Vault:
         answer = self._send(child.token, "get", path)
         self._must(answer, f"read {path!r}", quiet=True)
         return _leased(answer, path)
+
+    def wrap_as(self, child: ChildToken, path: str, ttl: timedelta) -> Wrapped:
+        """Read ``path`` with the grant's own token into a token that gives it out once, within ``ttl``.
+
+        Whoever calls this never has the secret. Raises Unavailable, VaultRefused as :meth:`read_as`.
+        """
+        began = time.monotonic()
+        answer = self._send(child.token, "get", path, wrap=_whole_seconds(ttl))
+        took = timedelta(seconds=time.monotonic() - began)
+        self._must(answer, f"read {path!r}", quiet=True)
+        found = answer.body.get("wrap_info")
+        made_at = _time(found.get("creation_time")) if isinstance(found, dict) else None
+        if not isinstance(found, dict) or not found.get("token") or not found.get("accessor") or made_at is None:
+            raise Unavailable(f"Vault gave no wrapping token for {path!r}.")
+        return Wrapped(
+            str(found["accessor"]),
+            str(found["token"]),
+            str(found.get("creation_path")),
+            timedelta(seconds=found.get("ttl") or 0),
+            made_at,
+            took,
+        )
+
+    def wrapped_at(self, token: str) -> str:
+        """Return the path at which what is wrapped was read; the token stays good. Asks without any other token.
+
+        Raises :class:`Conflict` (code ``spent``) when the token gives nothing any more, Unavailable, VaultRefused.
+        """
+        answer = self._send("", "post", "sys/wrapping/lookup", {"token": token})
+        self._must_wrap(answer, "look a wrapping token up")
+        return str(answer.data.get("creation_path") or "")
+
+    def unwrap(self, token: str) -> Secret:
+        """Take out what is wrapped, with the wrapping token alone; it works once. Raises as :meth:`wrapped_at`."""
+        answer = self._send(token, "post", "sys/wrapping/unwrap")
+        self._must_wrap(answer, "open a wrapping token")
+        return _leased(answer, "the wrapping token")
+
+    def _must_wrap(self, answer: _Answer, what: str) -> None:
+        if answer.status == 400 and "wrapping token" in answer.words:
+            raise Conflict("It was opened before, or its time is over.", code="spent")
+        self._must(answer, what, quiet=True)
 
     def write_as(self, child: ChildToken, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write to ``path`` (such as ``ssh/sign/shop``) with the grant's own token and return the answer's data.
@@ -238,9 +305,16 @@ class Vault:
 
         The answer comes **before** the leases are gone: confirm with :meth:`leases`. Raises Unavailable, VaultRefused.
         """
+        self.end_accessor(accessor)
+
+    def end_accessor(self, accessor: str) -> bool:
+        """End a token as :meth:`revoke_accessor` and say whether it was still there: a wrapping token, unopened."""
         answer = self._own("post", "auth/token/revoke-accessor", {"accessor": accessor})
-        if not _is_unknown_accessor(answer):
-            self._must(answer, "revoke a token by its accessor")
+        if _is_unknown_accessor(answer):
+            return False
+        self._must(answer, "revoke a token by its accessor")
+        warnings = answer.body.get("warnings")
+        return not (isinstance(warnings, list) and any("No token found" in str(one) for one in warnings))
 
     def accessor_is_gone(self, accessor: str) -> bool:
         """Whether Vault no longer knows the token. Raises Unavailable, VaultRefused."""
@@ -508,14 +582,21 @@ class Vault:
         body: Mapping[str, Any] | None = None,
         *,
         params: Mapping[str, Any] | None = None,
+        wrap: int = 0,
     ) -> _Answer:
-        """Send one request. Raises Unavailable when no answer of Vault's comes back."""
+        """Send one request; ``wrap``: have the answer wrapped, for so many seconds.
+
+        Raises Unavailable when no answer of Vault's comes back.
+        """
+        headers = {"X-Vault-Token": token} if token else {}
+        if wrap:
+            headers["X-Vault-Wrap-TTL"] = f"{wrap}s"
         try:
             response = self._adapter().request(
                 method,
                 # A "?" or "#" in a name from the policy file must not become part of the address.
                 f"/v1/{quote(path, safe='/')}",
-                headers={"X-Vault-Token": token} if token else {},
+                headers=headers,
                 raise_exception=False,
                 timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
                 json=body,

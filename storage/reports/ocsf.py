@@ -80,6 +80,7 @@ _LOUD: Final[Mapping[str, int]] = {
     "credential:reissue": 3,
     "credential:revoke": 3,
     "credential:lost": 4,
+    "credential:intercept": 4,
     "credential:fail": 3,
     "log:export": 2,
     "log:rotate": 3,

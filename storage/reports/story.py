@@ -248,6 +248,7 @@ ENDINGS: Final[Mapping[str, str]] = {
     "revoke": "revoked by a custodian",
     "expire": "ended by the clock",
     "lost": "ended because Vault no longer had the credential",
+    "intercept": "ended by the requester: somebody else had opened it",
     "fail": "no credential could be issued",
 }
 
@@ -492,6 +493,13 @@ def _alarm_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> 
     return f"{what}: {_text(data, 'place')}{done}.", _text(data, "why")
 
 
+def _unwrap_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    number = _whole(data, "credential")
+    if _flag(data, "is_sure") is False:
+        return f"Credential {number} was opened, or ran out unopened: the bot was not there to see which.", ""
+    return f"Credential {number} was opened, the one time that it can be.", ""
+
+
 def _end_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
     leases = data.get("leases")
     if not leases and not _whole(data, "seconds_out"):
@@ -528,6 +536,11 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "credential:abandon": _plain("The credential was put out of use.", "why"),
     "credential:issue": _issue_sentence,
     "credential:reissue": _issue_sentence,
+    "credential:unwrap": _unwrap_sentence,
+    "credential:unopened": _plain("Nobody opened the credential in its time; it was taken back."),
+    "credential:intercept": _plain(
+        "ALARM: said that somebody else had opened the credential; Vault confirmed it, and the access was taken back."
+    ),
     "credential:warn": _plain("About two minutes were left; the requester was told."),
     "credential:release": _plain("Handed the access back; it is being taken back."),
     "credential:revoke": _plain("Revoked the access; it is being taken back."),

@@ -21,7 +21,7 @@ import psycopg
 
 from workflows.engines import database_rights, database_sql
 from workflows.engines.leases import MOUNT, NAME, Leased
-from workflows.engines.seam import Rule, Write, lease_rules, watch_rules
+from workflows.engines.seam import Rule, Session, Write, lease_rules, watch_rules
 from workflows.errors import Invalid, Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -56,9 +56,12 @@ class Login:
 
         The password is in the environment, not among the arguments, which every local user can list.
         """
+        return (f"PGPASSWORD={shlex.quote(self.password)} psql {shlex.quote(self.target())}",)
+
+    def target(self) -> str:
+        """Return libpq's connection string, without the password."""
         words = {"host": self.host, "port": str(self.port), "dbname": self.database, "user": self.username}
-        target = " ".join(f"{name}={_quoted(value)}" for name, value in words.items())
-        return (f"PGPASSWORD={shlex.quote(self.password)} psql {shlex.quote(target)}",)
+        return " ".join(f"{name}={_quoted(value)}" for name, value in words.items())
 
 
 class Database(Leased):
@@ -91,6 +94,7 @@ class Database(Leased):
             "manager": "the role with which Vault makes them",
         }
     )
+    program: Final = "psql"
 
     def problems(self, options: Mapping[str, str]) -> dict[str, str]:
         """Return what is wrong, by key."""
@@ -124,20 +128,23 @@ class Database(Leased):
 
     def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Login:  # noqa: ARG002
         """Create a user and return its login. Raises Unavailable (also when PostgreSQL is down), VaultRefused."""
-        path = self.path(options)
-        secret = vault.read_as(child, path)
-        username, password = secret.data.get("username"), secret.data.get("password")
+        secret = vault.read_as(child, self.path(options))
+        return self.credential(options, secret.data, secret.lease_id, min(child.ttl, secret.lease_duration))
+
+    def credential(
+        self, options: Mapping[str, str], data: Mapping[str, object], lease_id: str, ttl: timedelta
+    ) -> Login:
+        """Return the login that an answer of Vault's holds. Raises Unavailable when it holds none."""
+        username, password = data.get("username"), data.get("password")
         if not isinstance(username, str) or not isinstance(password, str) or not username or not password:
-            raise Unavailable(f"What Vault gave for {path!r} is not a database login.")
-        return Login(
-            username,
-            password,
-            options["host"],
-            int(options["port"]),
-            options["database"],
-            secret.lease_id,
-            min(child.ttl, secret.lease_duration),
-        )
+            raise Unavailable(f"What Vault gave for {self.path(options)!r} is not a database login.")
+        return Login(username, password, options["host"], int(options["port"]), options["database"], lease_id, ttl)
+
+    def session(self, credential: Credential) -> Session:
+        """Return how ``psql`` is started. The password is in the environment alone."""
+        if not isinstance(credential, Login):
+            raise TypeError(f"not a database login: {type(credential).__name__}")
+        return Session((self.program, credential.target()), {"PGPASSWORD": credential.password})
 
     def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:
         """See that the login does not exist at PostgreSQL, or cannot log in, and that no session of it is left."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import timedelta
 
     from workflows.engines import Credential
     from workflows.vault import Vault
@@ -100,6 +101,39 @@ class Exclusive(Protocol):
 
     def alone(self, options: Mapping[str, str]) -> str:
         """Return what it is, for a sentence, and the same for every level that would hand out the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A program with a credential at hand: its arguments hold no secret, every local user can list those."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(repr=False)
+
+
+@runtime_checkable
+class OneRead(Protocol):
+    """An engine whose credential is the answer to one reading of its path: the bot need not see it. Not every one is.
+
+    A level with ``delivery: wrapped`` needs one.
+    """
+
+    def credential(
+        self, options: Mapping[str, str], data: Mapping[str, object], lease_id: str, ttl: timedelta
+    ) -> Credential:
+        """Return what an answer of Vault's means, on whatever machine it is read. Raises Unavailable: nothing."""
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """An engine whose credential opens a session of a program. A level with ``delivery: cli`` needs one."""
+
+    @property
+    def program(self) -> str:
+        """The program's name, as it is found in the PATH."""
+
+    def session(self, credential: Credential) -> Session:
+        """Return the program's arguments, and what its environment holds besides."""
 
 
 def lease_rules(prefix: str) -> tuple[Rule, ...]:

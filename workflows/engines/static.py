@@ -23,6 +23,7 @@ from workflows.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import timedelta
 
     from workflows.engines import Credential, Held, Wish
     from workflows.engines.database import Login
@@ -96,8 +97,14 @@ class Static(Database):
             said = f"{error.sentence} {self.alone(options)} is enabled already{mark and f' ({mark})'}."
             failure = Unavailable(said, code="in_use")
         else:
-            return replace(made, username=options["account"])
+            return made
         raise failure
+
+    def credential(
+        self, options: Mapping[str, str], data: Mapping[str, object], lease_id: str, ttl: timedelta
+    ) -> Login:
+        """Return the login. The name in Vault's answer is only the mark."""
+        return replace(super().credential(options, data, lease_id, ttl), username=options["account"])
 
     def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:
         """See that the account cannot log in, and that no session of it is open; or that it is another request's."""
