@@ -425,6 +425,21 @@ def test_the_line_works_when_it_is_pasted(maria, maria_vault, tmp_path):
     assert done.stdout.strip() == f"{credential.username}@%", done.stderr
 
 
+def test_a_session_opens_with_the_password_in_the_environment_alone(maria, maria_vault, tmp_path):
+    """What ``breakglass open`` starts logs in, and neither its arguments nor its repr hold the password."""
+    credential, _, _ = maria.open(maria_vault)
+    session = MARIADB.session(credential)
+    done = subprocess.run(
+        [*session.arguments, "-N", "-B", "-e", "SELECT CURRENT_USER()"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.defpath, "HOME": str(tmp_path), **session.environment},
+    )
+    assert done.stdout.strip() == f"{credential.username}@%", done.stderr
+    assert credential.password not in f"{session!r} {session.arguments}"
+
+
 @given(st.text(min_size=1).filter(lambda s: "\0" not in s and s.isprintable()), st.text(min_size=1))
 def test_the_line_quotes_whatever_it_holds(word, password):
     """Whatever user, database and password hold, the shell reads back exactly that, and no word is an option."""

@@ -37,6 +37,7 @@ from storage.models import Feed, Outcome, Post
 from workflows import policy as rules
 from workflows.desk import Ask, Desk, Findings
 from workflows.errors import NotAllowed, Refused, Unavailable
+from workflows.lifecycle import Action, Role
 from workflows.vault import ChildToken, Secret
 
 if TYPE_CHECKING:
@@ -379,6 +380,28 @@ def test_the_whole_story_is_in_the_thread_in_the_order_of_the_log(world: _World)
     assert world.letters(row.id, SAM) == [f"review:{SAM}"]
     granted = next(m for m in world.thread(row.id) if "<!subteam^S0SEC>" in m["text"] and m != world.thread(row.id)[0])
     assert "<!subteam^S0LEADS>" in granted["text"]
+
+
+def test_an_interception_calls_leadership_and_security_at_once(world: _World) -> None:
+    """That somebody else opened the credential is an alarm in the thread, with both groups in it."""
+    row = world.approve(world.open())
+    intent = world.desk.reveal(Actor(TEAM, RITA), row.id, row.version, now=world.now())
+    world.desk.issue(intent, now=world.now())
+    with world.desk.turn(row.id, now=world.now()) as turn:
+        turn.move(
+            Action.INTERCEPT,
+            Actor(TEAM, RITA),
+            (Role.REQUESTER,),
+            data={"credential": 1},
+            ended_by="intercept",
+            ended_by_user=RITA,
+        )
+    world.settle()
+    alarm = next(m["text"] for m in world.thread(row.id) if "ALARM" in m["text"])
+    line = next(line for line in alarm.splitlines() if "ALARM" in line)
+    assert "somebody else opened credential 1" in line
+    assert "<!subteam^S0LEADS>" in line
+    assert "<!subteam^S0SEC>" in line
 
 
 def test_entries_that_wait_are_joined_into_one_post(world: _World) -> None:

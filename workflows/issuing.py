@@ -121,7 +121,7 @@ class Issuer(Door):
         self.required: Acknowledged = required or NothingRequired()
         self._places = threading.BoundedSemaphore(_MOST_HELD)
         self._is_closing = False
-        self._public_address = public_address or vault.address
+        self._public_address = public_address
         self._wrapping = threading.Lock()
 
     @property
@@ -203,7 +203,7 @@ class Issuer(Door):
         return Parcel(
             request_id=row.id,
             way=level.delivery,
-            address=self._public_address,
+            address=self._public_address or self.vault.address,
             namespace=self.vault.namespace,
             token=wrapped.token,
             path=wrapped.creation_path,

@@ -312,8 +312,8 @@ class Reconciler:
             live = next((g for g in turn.grants() if g.ended_at is None), None)
             if live is None or live.number != grant.number or not allowed_roles(turn.state, Action.LOSE):
                 return
-            if _is_being_replaced(turn, grant.number):
-                return  # it was taken back by ourselves, for a fresh one: nothing is lost
+            if _is_being_replaced(turn, grant.number) or live.unopened_at is not None:
+                return  # it was taken back by ourselves, for a fresh one or unopened: nothing is lost
             data = {"credential": grant.number, "path": grant.path, "lease": grant.lease_id, "gone": what}
             turn.move(Action.LOSE, data=data, due_at=now, ended_by="lost")
         made.lost.append(grant.request_id)

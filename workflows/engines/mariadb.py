@@ -24,14 +24,14 @@ import pymysql
 
 from workflows.engines.database import HOST, PORT
 from workflows.engines.leases import MOUNT, NAME, Leased
-from workflows.engines.seam import Rule, Write, lease_rules, watch_rules
+from workflows.engines.seam import Rule, Session, Write, lease_rules, watch_rules
 from workflows.errors import Invalid, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import timedelta
 
-    from workflows.engines import Held, Wish
+    from workflows.engines import Credential, Held, Wish
     from workflows.vault import ChildToken, Vault
 
 # Roles stand in statements as they are.
@@ -72,11 +72,15 @@ class Login:
         arguments every local user could list it, and a file (``--defaults-extra-file``) would stay behind. Without
         ``--no-defaults`` a password in a ``.my.cnf`` would win over the environment's.
         """
+        return (f"MYSQL_PWD={shlex.quote(self.password)} mysql {shlex.join(self.arguments())}",)
+
+    def arguments(self) -> tuple[str, ...]:
+        """Return the client's arguments, none of which is a secret."""
         words = {"host": self.host, "port": str(self.port), "user": self.username, "database": self.database}
-        options = " ".join(shlex.quote(f"--{name}={value}") for name, value in words.items())
         # Never the local socket, whatever the host is called: another server may listen there.
-        verified = " --ssl-verify-server-cert" if self.is_verified else ""
-        return (f"MYSQL_PWD={shlex.quote(self.password)} mysql --no-defaults --protocol=tcp{verified} {options}",)
+        verified = ("--ssl-verify-server-cert",) if self.is_verified else ()
+        options = (f"--{name}={value}" for name, value in words.items())
+        return ("--no-defaults", "--protocol=tcp", *verified, *options)
 
 
 class MariaDB(Leased):
@@ -97,6 +101,7 @@ class MariaDB(Leased):
         "connections": False,
     }
     needs_public_key: Final = False
+    program: Final = "mysql"
 
     def problems(self, options: Mapping[str, str]) -> dict[str, str]:
         """Return what is wrong, by key."""
@@ -138,21 +143,32 @@ class MariaDB(Leased):
 
     def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Login:  # noqa: ARG002
         """Create an account and return its login. Raises Unavailable (also when MariaDB is down), VaultRefused."""
-        path = self.path(options)
-        secret = vault.read_as(child, path)
-        username, password = secret.data.get("username"), secret.data.get("password")
+        secret = vault.read_as(child, self.path(options))
+        return self.credential(options, secret.data, secret.lease_id, min(child.ttl, secret.lease_duration))
+
+    def credential(
+        self, options: Mapping[str, str], data: Mapping[str, object], lease_id: str, ttl: timedelta
+    ) -> Login:
+        """Return the login that an answer of Vault's holds. Raises Unavailable when it holds none."""
+        username, password = data.get("username"), data.get("password")
         if not isinstance(username, str) or not isinstance(password, str) or not username or not password:
-            raise Unavailable(f"What Vault gave for {path!r} is not a database login.")
+            raise Unavailable(f"What Vault gave for {self.path(options)!r} is not a database login.")
         return Login(
             username,
             password,
             options["host"],
             int(options["port"]),
             options["database"],
-            secret.lease_id,
-            min(child.ttl, secret.lease_duration),
+            lease_id,
+            ttl,
             is_verified=_is_verified(options),
         )
+
+    def session(self, credential: Credential) -> Session:
+        """Return how ``mysql`` is started. The password is in the environment alone."""
+        if not isinstance(credential, Login):
+            raise TypeError(f"not a database login: {type(credential).__name__}")
+        return Session((self.program, *credential.arguments()), {"MYSQL_PWD": credential.password})
 
     def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:
         """See that the account does not exist at MariaDB, or is locked, and that no session of it is left."""
