@@ -1179,7 +1179,7 @@ class Replay:
 
     def _stop(self, seq: int, case: Case, entry: Mapping[str, Any], _data: Mapping[str, Any]) -> None:
         case.ended_by = entry["event"].partition(":")[2]
-        if case.ended_by in {"release", "revoke"}:
+        if case.ended_by in {"release", "revoke", "intercept"}:
             case.ended_by_user = entry["actor"]["person"]
         elif case.ended_by == "lost" or case.expires is None or case.is_partial:
             return
