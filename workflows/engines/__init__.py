@@ -193,9 +193,4 @@ class Engine(Protocol):
         """
 
 
-ENGINES: Final[Mapping[str, Engine]] = {
-    "database": Database(),
-    "mariadb": MariaDB(),
-    "ssh": Ssh(),
-    "static": Static(),
-}
+ENGINES: Final[Mapping[str, Engine]] = {"database": Database(), "mariadb": MariaDB(), "ssh": Ssh(), "static": Static()}
