@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from counter import CARL, PATIENCE, RITA, counter_at
+from counter import ADA, CARL, PATIENCE, RITA, counter_at
 from real_parts import Real, level_for
 from sqlmodel import select
 
@@ -28,6 +28,7 @@ from workflows import sweep
 from workflows.engines import ENGINES, Wish
 from workflows.reconcile import ALARM, CLEAR, Reconciler
 from workflows.replay import check_database
+from workflows.trial import TRY
 
 PREFIX = "database/creds/orders-ro"
 MINUTE = timedelta(minutes=1)
@@ -209,6 +210,18 @@ def test_an_emergency_login_that_no_request_explains_is_alarmed(counter, rounds,
         assert [row for row in session.exec(select(Alarm)) if row.name == name] == []
 
 
+def test_a_trial_under_way_is_not_disturbed(counter, rounds, real):
+    """What "breakglass check" makes is on record, and is left alone for its minute; after it nothing may be left."""
+    counter.record(TRY, ADA, {"name": "check-0a1b2c3d"}, now=counter.now)
+    credential, _, _ = real.open(counter.vault, name="check-0a1b2c3d")
+    rounds.make()
+    rounds.make(seconds=50)
+    assert credential.lease_id in counter.vault.leases(PREFIX)
+    rounds.make(seconds=20)
+    assert credential.lease_id not in counter.vault.leases(PREFIX)
+    assert len(rounds.said(about=credential.lease_id)) == 1
+
+
 def test_a_login_named_after_an_open_request_that_is_not_its_own_is_alarmed(counter, rounds, real):
     """Attack: a second login hides behind the name of a request that has one."""
     row, credential = opened(counter)
@@ -254,6 +267,28 @@ def test_what_was_revoked_in_vault_ends_its_request_and_no_other(counter, rounds
     assert counter.finish(second.id, now=counter.now)
     with counter.database.read() as session:
         assert list(check_database(session, now=counter.now).findings) == []
+
+
+def test_a_credential_without_a_lease_is_lost_with_its_token(counter, rounds, real):
+    """Of an engine without leases the token is what is looked at."""
+    row, _ = opened(counter)
+    (grant,) = counter.fresh(row).grants
+    with counter.database.write() as session:
+        stored = session.get(Grant, grant.id)
+        stored.lease_id = None
+        session.add(stored)
+    assert rounds.make(seconds=1).lost == []
+    real.root_vault().revoke_accessor(grant.accessor)
+    assert rounds.make(seconds=1).lost == [row.id]
+    assert counter.log_of(row)[-1].data["gone"] == "token"
+
+
+def test_just_before_its_end_nothing_is_lost(counter, rounds, real):
+    """Vault counts whole seconds: what it ends a moment early has not been revoked by anybody."""
+    row, credential = opened(counter)
+    real.root_vault().revoke_lease(credential.lease_id, sync=True)
+    assert rounds.make(minutes=14, seconds=56).lost == []
+    assert counter.fresh(row).state is State.ACTIVE
 
 
 def test_ends_of_overlapping_grants_leave_each_other_alone(counter, rounds, real):

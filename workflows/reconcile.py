@@ -13,6 +13,7 @@ Rules
 * Only what was shown counts. Vault or a target that does not answer proves nothing: nothing is revoked, ended or called
   gone by that, and when it lasts for minutes it is an alarm of its own.
 * An alarm is one entry, repeated after an hour while it lasts; a row remembers since when, and that it was said.
+* A trial of a level (``trial.py``) is on record, too, and lives a minute.
 * What is on record is read before and after the look outside. What either explains is explained: no lease is taken for
   a stranger's because it was recorded, or ended, while we looked.
 """
@@ -29,22 +30,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlmodel import col, select
 
-from storage.audit import SYSTEM, append, read_entries
+from storage.audit import SYSTEM, append, parse, read_entries
 from storage.holder import is_dead, new_holder
-from storage.models import Alarm, Feed, Grant, Request, State
+from storage.models import Alarm, Entry, Feed, Grant, Request, State
 from workflows.door import database_errors
 from workflows.engines import ENGINES
 from workflows.engines.leases import CLOCK_SKEW
 from workflows.errors import Unavailable, VaultRefused
 from workflows.issuing import target_of
 from workflows.lifecycle import Action, allowed_roles
+from workflows.trial import LIFE, TRY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from workflows.desk import Desk
     from workflows.door import Turn
+    from workflows.vault import Lease
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ _CLAIM: Final = ("reconcile", "*")  # the row that says who makes a round, and w
 _HOLD: Final = timedelta(minutes=5)  # for how long a round that vanished keeps others from making one
 _AT_ONCE: Final = 500  # leases looked up, or revoked, in one round at one place; the rest has its turn in the next
 _TOLD: Final = 20  # names in one entry
+_SLACK: Final = timedelta(seconds=5)  # by which what ends by itself may end earlier: Vault counts whole seconds
 _NO: Final = (Unavailable, VaultRefused)
 
 
@@ -106,22 +110,28 @@ class _Source:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
 class _Record:
-    """The grants on record that are not ended, with the states of their requests."""
+    """What is on record: the grants that are not ended, with the states of their requests, and the trials under way.
 
-    grants: tuple[tuple[Grant, str], ...]
+    ``trials``: when each was begun, and its name. With thousands of grants, whatever is asked of it is looked up.
+    """
 
-    @property
-    def leases(self) -> frozenset[str]:
-        return frozenset(grant.lease_id for grant, _ in self.grants if grant.lease_id is not None)
+    def __init__(self, grants: Sequence[tuple[Grant, str]], trials: Sequence[tuple[datetime, str]]) -> None:
+        self.grants: Final = grants
+        self.trials: Final = trials
+        self.leases: Final = frozenset(grant.lease_id for grant, _ in grants if grant.lease_id is not None)
+        self._names: Final = frozenset(grant.identity for grant, _ in grants if grant.identity is not None)
+        # Of what is being opened, the name is not known yet; it will begin with the request's.
+        opening = (f"{grant.request_id.lower()}-" for grant, _ in grants if grant.identity is None)
+        self._begun: Final = (*opening, *(name for _, name in trials))
 
     def explains(self, name: str) -> bool:
-        """Whether a name at a target is that of an open grant, or may be that of one that is being opened."""
-        return any(
-            grant.identity == name or (grant.identity is None and name.startswith(f"{grant.request_id.lower()}-"))
-            for grant, _ in self.grants
-        )
+        """Whether a name at a target is that of an open grant, or may be that of one being opened, or of a trial."""
+        return name in self._names or name.startswith(self._begun)
+
+    def may_be_tried(self, lease: Lease) -> bool:
+        """Whether a lease may be that of a trial, which is on record and ends within its minute."""
+        return any(began - CLOCK_SKEW <= lease.issue_time for began, _ in self.trials)
 
 
 class Reconciler:
@@ -163,7 +173,7 @@ class Reconciler:
         made = Round()
         since = self._since()
         # 1. What is on record, then what is there, then what is on record by now.
-        before = self._record()
+        before = self._record(now)
         sources = self._sources(before)
         there: dict[str, frozenset[str]] = {}
         silent: Unavailable | None = None
@@ -179,11 +189,11 @@ class Reconciler:
             except Unavailable as down:
                 silent = down
                 self._unreadable(made, prefix, down, since, now)
-        after = self._record()
         # 2. Leases that nothing explains, and those on which Vault gave up.
-        for prefix, ids in there.items():
-            strays = ids - before.leases - after.leases
-            self._strays(made, prefix, sorted(strays), since, now)
+        if strays := {prefix: left for prefix, ids in there.items() if (left := ids - before.leases)}:
+            after = self._record(now)
+            for prefix, left in strays.items():
+                self._strays(made, prefix, sorted(left - after.leases), record=after, since=since, now=now)
         self._stuck(made, there)
         # 3. Grants whose credential is gone.
         for grant, state in before.grants:
@@ -196,14 +206,18 @@ class Reconciler:
 
     # ------------------------------------------------------------------------------------ what is on record
 
-    def _record(self) -> _Record:
+    def _record(self, now: datetime) -> _Record:
         query = (
             select(Grant, Request.state)
             .join(Request, col(Request.id) == Grant.request_id)
             .where(col(Grant.ended_at).is_(None))
         )
+        trials = select(Entry).where(Entry.event == TRY, col(Entry.at) > now - LIFE - _SLACK)
         with database_errors(), self._desk.database.read() as session:
-            return _Record(tuple((grant, state) for grant, state in session.exec(query)))
+            return _Record(
+                [(grant, state) for grant, state in session.exec(query)],
+                [(entry.at, _name(entry)) for entry in session.exec(trials)],
+            )
 
     def _sources(self, record: _Record) -> list[_Source]:
         """Return the levels in force, and what open grants still have of earlier ones, each once."""
@@ -216,8 +230,9 @@ class Reconciler:
         for engine, options in (*levels, *((grant.engine, grant.options) for grant, _ in record.grants)):
             key = (engine, frozenset(options.items()))
             if key not in found:
-                prefix = ENGINES[engine].lease_prefix(options).strip("/")
-                found[key] = _Source(engine, options, prefix, target_of(options, prefix))
+                source = ENGINES[engine]
+                prefix, target = source.lease_prefix(options).strip("/"), target_of(options, source.path(options))
+                found[key] = _Source(engine, options, prefix, target)
         return list(found.values())
 
     def _since(self) -> dict[str, datetime]:
@@ -237,7 +252,9 @@ class Reconciler:
             Found(Kind.UNREADABLE, place, "", is_ripe=lasted >= self._unreadable_after, why=error.sentence)
         )
 
-    def _strays(self, made: Round, prefix: str, ids: list[str], since: Mapping[str, datetime], now: datetime) -> None:
+    def _strays(
+        self, made: Round, prefix: str, ids: list[str], *, record: _Record, since: Mapping[str, datetime], now: datetime
+    ) -> None:
         """Revoke what nothing explains and is no opening any more."""
         longest = self._desk.longest_opening
         is_down = ""
@@ -256,7 +273,7 @@ class Reconciler:
                 return
             # By our own clock, from when it was first seen; or by Vault's, whose may differ.
             is_old = now - since.get(found.key, now) >= longest or now - lease.issue_time >= longest + CLOCK_SKEW
-            if not is_old:
+            if not is_old or record.may_be_tried(lease):
                 made.found.append(Found(Kind.LEASE, prefix, lease_id, is_ripe=False))
                 continue
             is_down = is_down or self._revoke(lease_id)
@@ -294,7 +311,7 @@ class Reconciler:
 
     def _judge(self, made: Round, grant: Grant, there: Mapping[str, frozenset[str]], now: datetime) -> None:
         """End the request when Vault has shown that what it has out is gone before its time."""
-        if grant.issued_at is None or grant.accessor is None or (grant.expires_at or now) <= now:
+        if grant.issued_at is None or grant.accessor is None or (grant.expires_at or now) <= now + _SLACK:
             return
         vault = self._desk.vault
         try:
@@ -332,15 +349,18 @@ class Reconciler:
                 names[source.target] |= ENGINES[source.engine].identities(self._desk.vault, source.options)
             except _NO as error:
                 failed[source.target] = error
-        after = self._record()
         for target, failure in failed.items():
             self._unreadable(made, target, failure, since, now)
-        for target, marked in names.items():
-            if target in failed:
-                continue
+        unexplained = {
+            target: [name for name in sorted(marked) if not before.explains(name)]
+            for target, marked in names.items()
+            if target not in failed
+        }
+        after = self._record(now) if any(unexplained.values()) else before
+        for target, marked in unexplained.items():
             made.seen |= {(Kind.IDENTITY, target), (Kind.UNREADABLE, target)}
-            for name in sorted(marked):
-                if before.explains(name) or after.explains(name):
+            for name in marked:
+                if after.explains(name):
                     continue
                 found = Found(Kind.IDENTITY, target, name)
                 # A self-test, or a revocation that is under way, is there for a moment.
@@ -425,6 +445,14 @@ def _is_free(row: Feed | None, now: datetime) -> bool:
     if is_held and not is_dead(row.holder or ""):
         return False
     return row.retry_at is None or row.retry_at <= now
+
+
+def _name(entry: Entry) -> str:
+    """Return the name of a trial, as its credential is named."""
+    try:
+        return str(parse(entry.body or b"").data["name"])
+    except (ValueError, KeyError):
+        return "check-"
 
 
 def _is_being_replaced(turn: Turn, number: int) -> bool:
