@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 import threading
 import time
@@ -51,6 +52,16 @@ class ChildToken:
 
     accessor: str
     token: str = field(repr=False)
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """What Vault says of a token. ``ttl`` is what is left of it; a token without an end says zero."""
+
+    display_name: str
+    policies: frozenset[str]
+    role: str
     ttl: timedelta
 
 
@@ -255,6 +266,15 @@ class Vault:
             raise Conflict("It was opened before, or its time is over.", code="spent")
         self._must(answer, what, quiet=True)
 
+    def make_as(self, child: ChildToken, path: str, body: Mapping[str, Any]) -> Secret:
+        """Make a leased credential by writing to ``path`` (such as ``kubernetes/creds/shop``) with the grant's own token.
+
+        Raises Unavailable, also when the target behind the engine does not answer, and VaultRefused.
+        """
+        answer = self._send(child.token, "post", path, body)
+        self._must(answer, f"write to {path!r}", quiet=True)
+        return _leased(answer, path)
+
     def write_as(self, child: ChildToken, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write to ``path`` (such as ``ssh/sign/shop``) with the grant's own token and return the answer's data.
 
@@ -270,28 +290,30 @@ class Vault:
         self._must(answer, f"write to {path!r}", quiet=True)
         return answer.data
 
-    def watcher(self, path: str) -> Secret:
+    def watcher(self, path: str, body: Mapping[str, Any] | None = None) -> Secret:
         """Return a credential of the bot's own, with which it only looks at a target; the same while it lives.
 
-        It ends with the bot's token. Raises Unavailable, VaultRefused.
+        It is read, or made with ``body`` where the engine wants one, and ends with the bot's token. Raises Unavailable,
+        VaultRefused.
         """
-        known = self._watchers.get(path)
+        key = _watch_key(path, body)
+        known = self._watchers.get(key)
         if known is not None and time.monotonic() < known[0]:
             return known[1]
-        answer = self._own("get", path)
+        answer = self._own("get" if body is None else "post", path, body)
         self._must(answer, f"read {path!r}", quiet=True)
         secret = _leased(answer, path)
         # Not up to its last moment: whoever gets it now uses it for a while.
-        self._watchers[path] = (time.monotonic() + secret.lease_duration.total_seconds() * 0.8, secret)
+        self._watchers[key] = (time.monotonic() + secret.lease_duration.total_seconds() * 0.8, secret)
         return secret
 
-    def forget_watcher(self, path: str) -> None:
+    def forget_watcher(self, path: str, body: Mapping[str, Any] | None = None) -> None:
         """Ask for another next time: its target does not take this one."""
-        self._watchers.pop(path, None)
+        self._watchers.pop(_watch_key(path, body), None)
 
     def end_watcher(self, path: str) -> None:
         """Have the watching credential ended now, as its target may sweep then. Raises Unavailable, VaultRefused."""
-        known = self._watchers.pop(path, None)
+        known = self._watchers.pop(_watch_key(path, None), None)
         if known is not None:
             self.revoke_lease(known[1].lease_id, sync=True)
 
@@ -332,6 +354,22 @@ class Vault:
         if ends_at is None or type(left) is not int:
             raise Unavailable("Vault's answer about a token does not say when it ends.")
         return ends_at, left
+
+    def token_facts(self, accessor: str) -> TokenFacts | None:
+        """Look a token up by its accessor; None when Vault does not know it. Raises Unavailable, VaultRefused."""
+        answer = self._own("post", "auth/token/lookup-accessor", {"accessor": accessor})
+        if _is_unknown_accessor(answer):
+            return None
+        self._must(answer, "look up a token by its accessor")
+        policies = answer.data.get("policies")
+        if not isinstance(policies, list):
+            raise Unavailable("Vault's answer about a token has no policies in it.")
+        return TokenFacts(
+            str(answer.data.get("display_name") or ""),
+            frozenset(map(str, policies)),
+            str(answer.data.get("role") or ""),
+            timedelta(seconds=answer.data.get("ttl") or 0),
+        )
 
     # ------------------------------------------------------------------------------------------------------- leases
 
@@ -648,6 +686,10 @@ class Vault:
             meaning = {401: "it does not know who asks", 403: "permission denied", 404: "there is no such thing"}
             raise VaultRefused(f"Vault refused to {what}: {meaning.get(status, 'it calls that invalid')}{said}.")
         raise Unavailable(f"Vault failed to {what}: status {status}{said}.")
+
+
+def _watch_key(path: str, body: Mapping[str, Any] | None) -> str:
+    return path if body is None else f"{path} {json.dumps(body, sort_keys=True)}"
 
 
 def _leased(answer: _Answer, path: str) -> Secret:
