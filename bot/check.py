@@ -29,7 +29,7 @@ from storage.heads import Rewritten
 from storage.signers import SignerDown
 from workflows import policy as rules
 from workflows.engines import ENGINES
-from workflows.engines.seam import Inspected
+from workflows.engines.seam import Inspected, Judged
 from workflows.errors import BreakGlassError
 from workflows.policy import say_duration
 from workflows.signing import open_keyring
@@ -312,21 +312,28 @@ def _limits(vault: Vault, policy: Policy) -> Iterator[Finding]:
 
 def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
     settings = level.settings
-    path = ENGINES[settings.engine].path(settings.options)
+    engine = ENGINES[settings.engine]
+    rules = engine.child_rules(settings.options)
     try:
         child = vault.open_child(settings.token_role, _TRY, display_name="check", metadata={"check": name})
         try:
-            may = vault.capabilities(path, accessor=child.accessor)
+            may = [vault.capabilities(rule.path, accessor=child.accessor) for rule in rules]
+            if isinstance(engine, Judged):
+                engine.judge(vault, child, settings.options)
         finally:
             vault.revoke_accessor(child.accessor)
-        own = vault.capabilities(path)
+        own = [vault.capabilities(rule.path) for rule in rules]
     except BreakGlassError as error:
         return Finding(False, f"{name}: {error.sentence}")
-    needed = {one for rule in ENGINES[settings.engine].child_rules(settings.options) for one in rule.capabilities}
-    if not needed <= may:
-        return Finding(False, f"{name}: a token of role {settings.token_role} may not use {path}; mend its policy.")
-    if more := sorted(may - needed):
-        return Finding(False, f"{name}: a token of role {settings.token_role} may also {' and '.join(more)} {path}.")
-    if own - {"deny"}:
-        return Finding(False, f"{name}: the bot's own token may use {path}; it must not: take that right away.")
-    return Finding(True, f"{name}: a grant's token may use {path}, and the bot itself may not.")
+    for rule, childs, bots in zip(rules, may, own, strict=True):
+        path, needed = rule.path, {*rule.capabilities}
+        if not needed <= childs:
+            return Finding(False, f"{name}: a token of role {settings.token_role} may not use {path}; mend its policy.")
+        if more := sorted(childs - needed):
+            return Finding(False, f"{name}: a token of role {settings.token_role} may also {' and '.join(more)} {path}.")
+        if bots - {"deny"}:
+            return Finding(False, f"{name}: the bot's own token may use {path}; it must not: take that right away.")
+    if not rules:
+        return Finding(True, f"{name}: a grant's token has the policies that the level names.")
+    paths = " and ".join(rule.path for rule in rules)
+    return Finding(True, f"{name}: a grant's token may use {paths}, and the bot itself may not.")

@@ -362,6 +362,9 @@ def credential(case: Case, made: Credential, *, now: datetime) -> View:
         found = found or getattr(made, attribute, None)
         if found not in (None, ""):
             blocks.append(rich([label(text), copyable(str(found))]))
+    # What only some engines have, in their own words.
+    for text, value in getattr(made, "shown", ()):
+        blocks.append(rich([label(text), copyable(value)]))
     return _modal(views.CREDENTIAL, case.request.id, blocks)
 
 

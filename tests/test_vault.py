@@ -409,8 +409,10 @@ def test_statuses_that_last_are_refused(answering, status):
     """An invalid request, a missing path: a lasting no, and "gone" is not read into it."""
     vault = answering(status, b'{"errors": ["no handler for route"]}')
     calls = _every_call(vault)
+    # An engine that cannot take something back says so with a 400, in its own words: that passes.
+    passing = {"revoke_lease"} if status == 400 else set()
     for name in calls.keys() - {"keep_alive"}:
-        with pytest.raises(VaultRefused) as caught:
+        with pytest.raises(Unavailable if name in passing else VaultRefused) as caught:
             calls[name]()
         _assert_bare(caught.value, SECRET)
 

@@ -22,7 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from workflows.engines import ENGINES
-from workflows.engines.seam import Prepared, Rule, Write
+from workflows.engines.seam import Lends, Prepared, Rule, Write
 from workflows.errors import Invalid
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
     targets: dict[str, list[str]] = {}  # paragraphs, by the line that names the target
     writes: dict[str, Write] = {}
     children: dict[str, tuple[Rule, ...]] = {}  # by token role
+    lent: dict[str, tuple[str, ...]] = {}  # by token role: policies that are there already
     longest: dict[str, timedelta] = {}
     bot: list[Rule] = list(_ALWAYS)
     # 1. Per level: what its engine makes, what a grant's token may, what the bot's may.
@@ -116,7 +117,9 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
             else:
                 writes[write.path] = joined
         rules = engine.child_rules(settings.options)
-        if children.setdefault(settings.token_role, rules) != rules:
+        names = engine.lent_policies(settings.options) if isinstance(engine, Lends) else ()
+        lends_the_same = lent.setdefault(settings.token_role, names) == names
+        if children.setdefault(settings.token_role, rules) != rules or not lends_the_same:
             # One token would open what both levels open, whichever of them was approved.
             problems.append(
                 f"{level.name}: another level with another credential has the same token_role; give it one."
@@ -145,15 +148,18 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
         raise Invalid("\n".join(dict.fromkeys(problems)))
     # 2. Per token role: its policy, and itself.
     for token_role, rules in children.items():
-        only = child_policy_name(token_role)
-        writes[f"sys/policies/acl/{only}"] = Write(
-            "PUT", f"sys/policies/acl/{only}", {"policy": hcl(rules)}, lends=True
-        )
+        allowed = lent[token_role]
+        if not allowed:
+            only = child_policy_name(token_role)
+            allowed = (only,)
+            writes[f"sys/policies/acl/{only}"] = Write(
+                "PUT", f"sys/policies/acl/{only}", {"policy": hcl(rules)}, lends=True
+            )
         writes[f"auth/token/roles/{token_role}"] = Write(
             "POST",
             f"auth/token/roles/{token_role}",
             {
-                "allowed_policies": [only],
+                "allowed_policies": list(allowed),
                 "allowed_policies_glob": [],
                 "orphan": True,
                 "renewable": False,

@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from workflows.engines.database import Database
+from workflows.engines.kubernetes import Kubernetes
 from workflows.engines.mariadb import MariaDB
+from workflows.engines.path import Path
 from workflows.engines.ssh import Ssh
 from workflows.engines.static import Static
+from workflows.engines.token import Token
 from workflows.errors import Invalid
 
 if TYPE_CHECKING:
@@ -147,10 +150,10 @@ class Engine(Protocol):
         """Return what is wrong with known options that are all there: a sentence by key."""
 
     def path(self, options: Mapping[str, str]) -> str:
-        """Return the Vault path that the child token reads or writes."""
+        """Return the Vault path that the child token reads or writes; where it is none, the place it comes from."""
 
     def lease_prefix(self, options: Mapping[str, str]) -> str:
-        """Return what the ids of the level's leases begin with, without the last slash."""
+        """Return what the ids of the level's leases begin with, without the last slash; "" when it has no leases."""
 
     def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Credential:
         """Make a credential with the grant's own token."""
@@ -193,4 +196,12 @@ class Engine(Protocol):
         """
 
 
-ENGINES: Final[Mapping[str, Engine]] = {"database": Database(), "mariadb": MariaDB(), "ssh": Ssh(), "static": Static()}
+ENGINES: Final[Mapping[str, Engine]] = {
+    "database": Database(),
+    "kubernetes": Kubernetes(),
+    "mariadb": MariaDB(),
+    "path": Path(),
+    "ssh": Ssh(),
+    "static": Static(),
+    "token": Token(),
+}

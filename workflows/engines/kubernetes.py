@@ -8,8 +8,8 @@ Rules
 * The grant ends by the deletion, not by the token's own time: Kubernetes signs none for less than ten minutes. While
   Vault is down at the end of a shorter grant, its token works for what is left of these ten minutes.
 * The engine is asked for one namespace. The grant's own token can ask for no other, nor for a binding to the cluster.
-* What is left at Vault is looked for as for every lease (``leases.py``). With a ``watch_role`` the bot then looks at the
-  cluster, with a token that can only list service accounts and bindings: none may be left that has the request's name.
+* What is left at Vault is looked for as for every lease (``leases.py``). With a ``watch_role`` the bot then looks at
+  the cluster, with a token that can only list service accounts and bindings: none of the request's name may be left.
 * Kubernetes does not cut what is open already: a ``kubectl exec`` or a watch that began before the end can go on.
 """
 
@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import requests
 
+from workflows.engines.database_sql import USERNAME
 from workflows.engines.leases import MOUNT, NAME, Leased
-from workflows.errors import Unavailable
+from workflows.engines.seam import Rule, Write, lease_rules
+from workflows.errors import Invalid, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,10 +38,15 @@ if TYPE_CHECKING:
 # RFC 1123 labels, as Kubernetes wants a namespace to be: it becomes a part of the address that is asked.
 NAMESPACE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 SERVER: Final = re.compile(r"https://([A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:]+\])(:[1-9][0-9]{0,4})?")
+BOUND: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 FILE: Final = re.compile(r"(/[A-Za-z0-9._-]+)+")
 
 SHORTEST: Final = timedelta(minutes=10)  # Kubernetes refuses a TokenRequest for less
 WATCH_TTL: Final = timedelta(hours=1)
+_MARKED: Final = re.compile(r"bg-[a-z0-9]+-.+")
+WATCH_BOUND: Final = "breakglass-watch"  # the role in the cluster that the bot's own tokens get
+_MANAGER: Final = "breakglass-vault"  # Vault's own account in the cluster
+_ROLE: Final = "Role"
 _TIMEOUT: Final = (2.0, 5.0)  # seconds to connect, and for an answer
 _MOST: Final = 500  # items of a list in one answer
 _ACCOUNTS: Final = "api/v1/namespaces/{namespace}/serviceaccounts"
@@ -84,10 +91,9 @@ class ServiceAccount:
         kubectl takes a token from its file or from its arguments, and these every local user can list. So a file that
         only its owner reads is there as long as that shell; ``printf`` is the shell's own.
         """
-        return (
-            "(f=$(mktemp) && trap 'rm -f \"$f\"' EXIT && "
-            f'printf %s {shlex.quote(self.kubeconfig())} > "$f" && KUBECONFIG="$f" "${{SHELL:-sh}}")',
-        )
+        quoted = shlex.quote(self.kubeconfig())
+        kept = "f=$(mktemp) && trap 'rm -f \"$f\"' EXIT"
+        return (f'({kept} && printf %s {quoted} > "$f" && KUBECONFIG="$f" "${{SHELL:-sh}}")',)
 
 
 class Kubernetes(Leased):
@@ -100,6 +106,9 @@ class Kubernetes(Leased):
         "server": True,  # the cluster's API, as the responder and the bot reach it
         "ca_file": False,  # its authority's certificate, on the responders' machines and on the bot's
         "watch_role": False,  # of the same mount: what the bot looks at the cluster with
+        # Vault is set up by these, and the bot does not need them.
+        "bound_role": False,  # the cluster's role whose rights the service accounts get
+        "bound_type": False,  # Role unless stated, or ClusterRole
     }
     needs_public_key: Final = False
 
@@ -119,6 +128,10 @@ class Kubernetes(Leased):
             found["server"] = f"{options['server']!r} is not the address of a cluster, such as https://k8s:6443."
         if "ca_file" in options and not FILE.fullmatch(options["ca_file"]):
             found["ca_file"] = f"{options['ca_file']!r} is not the full path of a file."
+        if "bound_role" in options and not BOUND.fullmatch(options["bound_role"]):
+            found["bound_role"] = f"{options['bound_role']!r} is not the name of a role of Kubernetes."
+        if options.get("bound_type", _ROLE) not in {_ROLE, "ClusterRole"}:
+            found["bound_type"] = "It is Role or ClusterRole."
         return found
 
     def path(self, options: Mapping[str, str]) -> str:
@@ -130,7 +143,7 @@ class Kubernetes(Leased):
         return self.path(options)
 
     def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> ServiceAccount:
-        """Make a service account and return its token. Raises Unavailable (also when the cluster is down), VaultRefused.
+        """Make a service account and return its token. Raises Unavailable, VaultRefused.
 
         From the answer on whatever is wrong is Unavailable: there is a lease now, and it is to be seen gone.
         """
@@ -144,8 +157,8 @@ class Kubernetes(Leased):
             raise Unavailable(f"What Vault gave for {path!r} is of another namespace than {options['namespace']!r}.")
         if not name.startswith(_mark(wish.request_id)):
             raise Unavailable(
-                f"What Vault gave for {path!r} is not named after the request: either the account was there before, and "
-                "then its token would outlive the lease, or the role's name_template does not use the display name."
+                f"What Vault gave for {path!r} is not named after the request: either that account was there before, "
+                "so that its token would outlive the lease, or the role's name_template lacks the display name."
             )
         return ServiceAccount(
             name,
@@ -177,11 +190,129 @@ class Kubernetes(Leased):
         """Return the service accounts of the namespace that are named after a request."""
         if "watch_role" not in options:
             return frozenset()
-        return frozenset(name for name in _listed(vault, options, _ACCOUNTS) if name.startswith("bg-"))
+        return frozenset(name for name in _listed(vault, options, _ACCOUNTS) if _MARKED.fullmatch(name))
+
+    def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the right to make a service account in that one namespace, and no binding to the whole cluster."""
+        return (Rule(self.path(options), ("update",), {"kubernetes_namespace": (options["namespace"],), "ttl": ()}),)
+
+    def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the rights to see and end the level's leases, and to look at the cluster."""
+        rules = lease_rules(self.lease_prefix(options))
+        if "watch_role" in options:
+            only = {"kubernetes_namespace": (options["namespace"],), "ttl": ()}
+            why = "Can only look at a cluster, to see there that a credential is gone."
+            rules += (Rule(_watch_path(options), ("update",), only, why=why),)
+        return rules
+
+    def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
+        """Return the mount, its cluster and the roles. Raises Invalid without ``bound_role``."""
+        if "bound_role" not in options:
+            missing = "Vault cannot be set up for this level without 'bound_role': the cluster's role that it lends."
+            raise Invalid(missing, fields={"bound_role": missing})
+        mount, namespace, longest = options["mount"], options["namespace"], max(longest, SHORTEST)
+        made = [
+            Write("POST", f"sys/mounts/{mount}", {"type": "kubernetes"}, made_once=True),
+            Write(
+                "POST",
+                f"{mount}/config",
+                {"kubernetes_host": options["server"], "disable_local_ca_jwt": True},
+                secrets=("service_account_jwt", "kubernetes_ca_cert"),
+            ),
+            _role(
+                f"{mount}/roles/{options['role']}",
+                namespace,
+                options["bound_role"],
+                options.get("bound_type", _ROLE),
+                name_template=USERNAME,
+                longest=longest,
+            ),
+        ]
+        if "watch_role" in options:
+            # A name of its own kind: what the bot looks with is no emergency.
+            named = USERNAME.replace('"%s-%s"', '"watch-%s-%s"')
+            watch = f"{mount}/roles/{options['watch_role']}"
+            made.append(_role(watch, namespace, WATCH_BOUND, _ROLE, name_template=named, longest=WATCH_TTL))
+        return tuple(made)
+
+    def target_steps(self, options: Mapping[str, str]) -> str:
+        """Return what an administrator of the cluster applies: Vault's own account, and the role that can only look."""
+        kind = options.get("bound_type", _ROLE)
+        bound = {kind: [options["bound_role"]]}
+        if "watch_role" in options:
+            bound.setdefault(_ROLE, []).append(WATCH_BOUND)
+        group, verbs = "rbac.authorization.k8s.io", ["create", "delete"]
+        rules: list[dict[str, list[str]]] = [
+            {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": verbs},
+            {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]},
+            {"apiGroups": [group], "resources": ["rolebindings"], "verbs": verbs},
+            # Without it Kubernetes lets nobody lend a right that they do not have; with it, exactly these.
+            *(
+                {"apiGroups": [group], "resources": [f"{kind.lower()}s"], "verbs": ["bind"], "resourceNames": names}
+                for kind, names in sorted(bound.items())
+            ),
+        ]
+        items = [
+            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(options, _MANAGER)},
+            _kubernetes_role(options, _MANAGER, rules),
+            {
+                "apiVersion": f"{group}/v1",
+                "kind": "RoleBinding",
+                "metadata": _meta(options, _MANAGER),
+                "subjects": [{"kind": "ServiceAccount", "name": _MANAGER, "namespace": options["namespace"]}],
+                "roleRef": {"apiGroup": group, "kind": _ROLE, "name": _MANAGER},
+            },
+            # Vault's own token: one that does not end, which Kubernetes fills in.
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "type": "kubernetes.io/service-account-token",
+                "metadata": _meta(options, _MANAGER)
+                | {"annotations": {"kubernetes.io/service-account.name": _MANAGER}},
+            },
+        ]
+        if "watch_role" in options:
+            looks: list[dict[str, list[str]]] = [
+                {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["list"]},
+                {"apiGroups": [group], "resources": ["rolebindings"], "verbs": ["list"]},
+            ]
+            items.append(_kubernetes_role(options, WATCH_BOUND, looks))
+        shown = json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
+        return f"# At {options['server']}, as an administrator: kubectl apply -f - <<'EOF'\n{shown}\nEOF"
 
 
 def _mark(request_id: str) -> str:
     return f"{request_id.lower()}-"
+
+
+def _watch_path(options: Mapping[str, str]) -> str:
+    return f"{options['mount']}/creds/{options['watch_role']}"
+
+
+def _meta(options: Mapping[str, str], name: str) -> dict[str, Any]:
+    return {"name": name, "namespace": options["namespace"]}
+
+
+def _kubernetes_role(options: Mapping[str, str], name: str, rules: list[dict[str, list[str]]]) -> dict[str, Any]:
+    group = "rbac.authorization.k8s.io/v1"
+    return {"apiVersion": group, "kind": _ROLE, "metadata": _meta(options, name), "rules": rules}
+
+
+def _role(path: str, namespace: str, bound: str, kind: str, *, name_template: str, longest: timedelta) -> Write:
+    seconds = int(longest.total_seconds())
+    return Write(
+        "POST",
+        path,
+        {
+            "allowed_kubernetes_namespaces": [namespace],
+            "kubernetes_role_name": bound,
+            "kubernetes_role_type": kind,
+            "name_template": name_template,
+            "token_default_ttl": seconds,
+            "token_max_ttl": seconds,
+        },
+        joined=("allowed_kubernetes_namespaces",),
+    )
 
 
 def _asked(options: Mapping[str, str], ttl: timedelta) -> dict[str, Any]:
@@ -190,7 +321,7 @@ def _asked(options: Mapping[str, str], ttl: timedelta) -> dict[str, Any]:
 
 def _listed(vault: Vault, options: Mapping[str, str], path: str) -> frozenset[str]:
     """Return the names of everything of one kind in the level's namespace. Raises Unavailable."""
-    watch, body = f"{options['mount']}/creds/{options['watch_role']}", _asked(options, WATCH_TTL)
+    watch, body = _watch_path(options), _asked(options, WATCH_TTL)
     token = vault.watcher(watch, body).data.get("service_account_token")
     url = f"{options['server']}/{path.format(namespace=options['namespace'])}"
     names: set[str] = set()

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from workflows.engines.leases import Leased
+from workflows.engines.seam import Rule, Write, lease_rules
 from workflows.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from workflows.engines import Held, Wish
-    from workflows.engines.seam import Rule, Write
     from workflows.vault import ChildToken, Vault
 
 # Of every part the first character is a letter or a digit: no "..", no "//", and no glob anywhere.
@@ -124,7 +124,7 @@ class Path(Leased):
             identity,
             # An empty field is left out: AWS takes an empty session token for a wrong one.
             tuple((variable, value) for name, variable in pairs if (value := _text(data, name))),
-            tuple((name, _text(data, name)) for name in _names(options.get("shows", ""))),
+            tuple((name, value) for name in _names(options.get("shows", "")) if (value := _text(data, name))),
             secret.lease_id,
             min(child.ttl, secret.lease_duration),
         )
@@ -136,6 +136,18 @@ class Path(Leased):
     def identities(self, vault: Vault, options: Mapping[str, str]) -> frozenset[str]:  # noqa: ARG002
         """Return nothing, as :meth:`prove`."""
         return frozenset()
+
+    def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the right to read that path."""
+        return (Rule(options["path"], ("read",)),)
+
+    def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
+        """Return the rights to see and end the leases of that path."""
+        return lease_rules(options["path"])
+
+    def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:  # noqa: ARG002
+        """Return nothing: how the role behind the path is made is not known here."""
+        return ()
 
 
 def _names(listed: str) -> tuple[str, ...]:

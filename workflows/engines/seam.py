@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from workflows.engines import Credential
-    from workflows.vault import Vault
+    from workflows.vault import ChildToken, Vault
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,22 @@ class Prepared(Protocol):
         The first line names the target. Paragraphs, with a blank line between them, that several levels of one target
         have in common are printed once.
         """
+
+
+@runtime_checkable
+class Lends(Protocol):
+    """An engine whose token role hands out an administrator's own policies, not one that is made of ``child_rules``."""
+
+    def lent_policies(self, options: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the names of these policies; they are at Vault already."""
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """An engine that can see of a grant's token alone whether it is what the level says. Not every engine is one."""
+
+    def judge(self, vault: Vault, child: ChildToken, options: Mapping[str, str]) -> None:
+        """Raise VaultRefused, with the sentence, when it is not. Makes nothing. Raises Unavailable."""
 
 
 @runtime_checkable

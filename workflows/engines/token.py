@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from workflows.engines import Held, Wish
     from workflows.engines.seam import Rule, Write
-    from workflows.vault import ChildToken, Vault
+    from workflows.vault import ChildToken, TokenFacts, Vault
 
 # It becomes a word of a shell line.
 ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\]-]*(/[A-Za-z0-9._-]+)*/?")
@@ -123,6 +123,15 @@ class Token:
 
     def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> VaultToken:  # noqa: ARG002
         """Look at the child token and return it. Raises Unavailable, VaultRefused when it is not what was approved."""
+        facts = self._looked_at(vault, child, options)
+        return VaultToken(facts.display_name, child.token, options["address"], min(child.ttl, facts.ttl))
+
+    def judge(self, vault: Vault, child: ChildToken, options: Mapping[str, str]) -> None:
+        """Raise VaultRefused when the token is not what the level says. Raises Unavailable."""
+        self._looked_at(vault, child, options)
+
+    @staticmethod
+    def _looked_at(vault: Vault, child: ChildToken, options: Mapping[str, str]) -> TokenFacts:
         facts = vault.token_facts(child.accessor)
         if facts is None:
             raise Unavailable("Vault does not know the token any more that it has just made.")
@@ -136,7 +145,7 @@ class Token:
                 f"A token of this level could {_listed(able)}, which would outlive it. Take that right away, or have "
                 f"the level's owner write “outlives: {ACCEPTED}”."
             )
-        return VaultToken(facts.display_name, child.token, options["address"], min(child.ttl, facts.ttl))
+        return facts
 
     def is_gone(self, vault: Vault, grant: Held, known_lease_ids: frozenset[str]) -> bool:  # noqa: ARG002
         """Whether Vault does not know the token any more; the tokens below it went first."""
@@ -154,6 +163,10 @@ class Token:
     def identities(self, vault: Vault, options: Mapping[str, str]) -> frozenset[str]:  # noqa: ARG002
         """Return nothing: who lists Vault's accessors can end every token there is, so the bot may not."""
         return frozenset()
+
+    def lent_policies(self, options: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the level's policies, which the token role hands out as they are."""
+        return policies(options)
 
     def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:  # noqa: ARG002
         """Return nothing: what the token may do stands in the policies that the level names."""

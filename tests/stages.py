@@ -1,0 +1,306 @@
+"""Where does each engine play? A real Vault of its own, set up as an operator does, and a real target.
+
+The contract (``test_engine_contract.py``) runs over the registry, and an engine without a stage fails it. A stage is a
+function of a few lines in :data:`STAGES`: it starts the target, sets Vault up with :func:`set_up` (which carries out
+what the engine's own ``writes`` say), and yields a :class:`Stage` that knows how to use a credential at the target.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+import requests
+from kubernetes_part import NAMESPACE, Cluster
+from real_parts import Grant, level_for
+
+from bot.demo.parts import OpenBao, PartFailed, Postgres
+from bot.demo.vault_setup import prepare_target
+from workflows.engines import ENGINES, LevelSettings, Wish
+from workflows.errors import Unavailable
+from workflows.vault import Vault
+from workflows.vault_plan import APPROLE, APPROLE_MOUNT, LevelSetup, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from workflows.engines import Credential, Engine
+    from workflows.vault import ChildToken
+
+LONGEST: Final = timedelta(minutes=30)
+
+
+@dataclass
+class Stage:
+    """An engine's level, ready to use.
+
+    ``works``: whether a credential opens the target at this moment. ``secrets``: what of it nobody else may see.
+    ``elsewhere``: values of options with which the level would reach somewhere else, by key.
+    """
+
+    bao: OpenBao
+    settings: LevelSettings
+    role_id: str
+    secret_id: str = field(repr=False)
+    works: Callable[[Credential], bool]
+    secrets: Callable[[Credential], tuple[str, ...]]
+    elsewhere: Mapping[str, tuple[str, ...]]
+    public_key: str | None = None
+    is_named: bool = True  # after the request, at the target
+    target: Any = None  # for the tests of that engine alone
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        return ENGINES[self.settings.engine]
+
+    def vault(self) -> Vault:
+        """Return a new Vault of the bot's."""
+        return Vault(self.bao.addr, role_id=self.role_id, secret_id=self.secret_id)
+
+    def child(self, vault: Vault, ttl: timedelta = timedelta(minutes=5), name: str = "BG-7KQ2") -> ChildToken:
+        """Make a grant's own token."""
+        return vault.open_child(self.settings.token_role, ttl, display_name=name, metadata={"request": name})
+
+    def open(
+        self, vault: Vault, ttl: timedelta = timedelta(minutes=5), name: str = "BG-7KQ2"
+    ) -> tuple[Credential, Grant, ChildToken]:
+        """Open a grant as the desk does; returns the credential, the grant and its child token."""
+        options, intended_at = self.settings.options, datetime.now(UTC)
+        child = self.child(vault, ttl, name)
+        credential = self.engine.issue(vault, child, options, Wish(name, "U0RITA", self.public_key))
+        prefix = self.engine.lease_prefix(options)
+        grant = Grant(child.accessor, credential.lease_id, prefix, intended_at, name, credential.username, options)
+        return credential, grant, child
+
+    def is_over(self, vault: Vault, grant: Grant) -> bool:
+        """Whether Vault says that it is gone, and nothing is left to be seen at the target."""
+        if not self.engine.is_gone(vault, grant, frozenset()):
+            return False
+        try:
+            self.engine.prove(vault, grant)
+        except Unavailable as error:
+            if error.reason != "left":
+                raise
+            return False
+        return True
+
+    def take_back(self, vault: Vault, grant: Grant) -> bool:
+        """Revoke the grant and return whether it was over in time."""
+        vault.revoke_accessor(grant.accessor)
+        return until(lambda: self.is_over(vault, grant))
+
+
+def until(what: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Return whether ``what`` came true within ``seconds``."""
+    late = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > late:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def set_up(bao: OpenBao, *levels: LevelSetup, secrets: Mapping[str, str] | None = None) -> tuple[str, str]:
+    """Do what the plan for the levels says, and return the bot's role id and secret id.
+
+    ``secrets``: what the operator brings for the keys that an engine leaves open.
+    """
+    for write in plan(levels).writes:
+        if write.made_once:
+            try:
+                bao.call("GET", f"{write.path}/tune" if write.path.startswith("sys/") else write.path)
+            except PartFailed:
+                pass
+            else:
+                continue
+        bao.call(write.method, write.path, {**write.body, **{key: (secrets or {})[key] for key in write.secrets}})
+    own = f"auth/{APPROLE_MOUNT}/role/{APPROLE}"
+    role_id = bao.call("GET", f"{own}/role-id")["data"]["role_id"]
+    return role_id, bao.call("POST", f"{own}/secret-id", {})["data"]["secret_id"]
+
+
+# --- database --------------------------------------------------------------------------------------------------------
+
+
+def _logs_in(pg: Postgres, user: str, password: str) -> bool:
+    try:
+        psycopg.connect(
+            host=pg.host, port=pg.port, dbname="orders", user=user, password=password, connect_timeout=5
+        ).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@contextmanager
+def database(folder: Path) -> Iterator[Stage]:
+    """PostgreSQL, and Vault's database engine."""
+    with Postgres(folder / "postgres", durable=False) as pg, OpenBao(folder / "bao", persistent=True) as bao:
+        level = level_for(pg, "orders-ro", "bg_orders_ro")
+        login = set_up(bao, level, secrets={"password": prepare_target(pg).password})
+        yield Stage(
+            bao,
+            level.settings,
+            *login,
+            works=lambda made: _logs_in(pg, made.username, made.password),
+            secrets=lambda made: (made.password,),
+            elsewhere={"mount": ("../sys", "a//b", "a*"), "role": ("a/b", "..", "*"), "host": ("a b", "$(id)")},
+        )
+
+
+# --- path ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def path(folder: Path) -> Iterator[Stage]:
+    """PostgreSQL once more, through the engine that knows nothing of it."""
+    with Postgres(folder / "postgres", durable=False) as pg, OpenBao(folder / "bao", persistent=True) as bao:
+        role = level_for(pg, "orders-ro", "bg_orders_ro")
+        set_up(bao, role, secrets={"password": prepare_target(pg).password})
+        options = {
+            "path": "database/creds/orders-ro",
+            "identity_field": "username",
+            "exports": "username=PGUSER, password=PGPASSWORD",
+            "shows": "username, password",
+        }
+        settings = LevelSettings(engine="path", token_role="bg-any", options=options)
+        yield Stage(
+            bao,
+            settings,
+            *set_up(bao, LevelSetup(settings, LONGEST)),
+            works=lambda made: _logs_in(pg, made.username, dict(made.variables)["PGPASSWORD"]),
+            secrets=lambda made: (dict(made.shown)["password"],),
+            elsewhere={
+                "path": (
+                    *("sys/raw/core", "auth/token/create", "SYS/x", "identity/entity", "cubbyhole/x", "orders", ""),
+                    *("/database/creds/x", "database//x", "database/../sys/x", "database/creds/*", "database/creds/+"),
+                    *("database/creds/x/", "database/creds/x?list=true", "database/creds/x#", "database/creds/a b"),
+                ),
+                "identity_field": ("", "password", "secret_key", "access_token", "private_key", "a-b"),
+                "exports": (
+                    "username",
+                    "username=pguser",
+                    "username=PATH",
+                    "username=LD_PRELOAD",
+                    "a=B, c=B",
+                    "a=B;id",
+                ),
+                "shows": ("user name", "a, a", "a,", "$(id)"),
+            },
+            target=pg,
+        )
+
+
+# --- token -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def token(folder: Path) -> Iterator[Stage]:
+    """Vault itself, with a policy of an administrator's that lets tokens read the list of mounts."""
+    with OpenBao(folder / "bao", persistent=True) as bao:
+        bao.call("PUT", "sys/policies/acl/operator", {"policy": 'path "sys/mounts" { capabilities = ["read"] }'})
+        options = {"address": bao.addr, "policies": "operator"}
+        settings = LevelSettings(engine="token", token_role="bg-vault", options=options)
+
+        def works(made: Credential) -> bool:
+            answer = requests.get(f"{made.address}/v1/sys/mounts", headers={"X-Vault-Token": made.token}, timeout=30)
+            return answer.status_code == 200
+
+        yield Stage(
+            bao,
+            settings,
+            *set_up(bao, LevelSetup(settings, LONGEST)),
+            works=works,
+            secrets=lambda made: (made.token,),
+            elsewhere={
+                "address": (
+                    "",
+                    "vault:8200",
+                    "ftp://vault",
+                    "https://vault/$(id)",
+                    "https://vault 8200",
+                    "https://-x'",
+                ),
+                "policies": ("", "root", "operator, root", "a/b", "operator, operator", "*", "operator,"),
+                "outlives": ("true", "yes"),
+            },
+        )
+
+
+# --- kubernetes ------------------------------------------------------------------------------------------------------
+
+
+def kubernetes_level(cluster: Cluster, **more: str) -> LevelSetup:
+    """Return a level of the cluster's; ``more`` are further options."""
+    options = {
+        "mount": "kubernetes",
+        "role": "repair",
+        "namespace": NAMESPACE,
+        "server": cluster.url,
+        "ca_file": str(cluster.ca_file),
+        "watch_role": "watch",
+        "bound_role": "repair",
+        **more,
+    }
+    return LevelSetup(LevelSettings(engine="kubernetes", token_role="bg-shop", options=options), LONGEST)
+
+
+def kubernetes_secrets(cluster: Cluster, level: LevelSetup) -> dict[str, str]:
+    """Apply the engine's steps at the cluster, and return what the operator brings to Vault for it."""
+    cluster.apply(ENGINES["kubernetes"].target_steps(level.settings.options))
+    return {
+        "service_account_jwt": cluster.manager_token,
+        "kubernetes_ca_cert": cluster.ca_file.read_text(encoding="utf-8"),
+    }
+
+
+@contextmanager
+def kubernetes(folder: Path) -> Iterator[Stage]:
+    """Vault's real engine before a stand-in for the cluster."""
+    (folder / "cluster").mkdir(parents=True)
+    with Cluster(folder / "cluster") as cluster, OpenBao(folder / "bao", persistent=True) as bao:
+        level = kubernetes_level(cluster)
+
+        def works(made: Credential) -> bool:
+            answer = requests.get(
+                f"{made.server}/api/v1/namespaces/{made.namespace}/pods",
+                headers={"Authorization": f"Bearer {made.token}"},
+                verify=cluster.ca_file,
+                timeout=30,
+            )
+            return answer.status_code == 200
+
+        yield Stage(
+            bao,
+            level.settings,
+            *set_up(bao, level, secrets=kubernetes_secrets(cluster, level)),
+            works=works,
+            secrets=lambda made: (made.token,),
+            elsewhere={
+                "mount": ("../sys", "a//b", "a*", ""),
+                "role": ("a/b", "..", "*", ""),
+                "watch_role": ("a/b", "repair"),
+                "namespace": ("", "a/b", "Shop", "a.b", "-a", "a" * 64, "*"),
+                "server": ("", "http://cluster:6443", "https://cluster/x", "https://u@cluster", "https://a b"),
+                "ca_file": ("ca.pem", "/a/../b;", "/a b", "https://x"),
+                "bound_role": ("", "A", "a/b", "*"),
+                "bound_type": ("role", "Group"),
+            },
+            target=cluster,
+        )
+        assert cluster.strange == []
+
+
+STAGES: Final[Mapping[str, Callable[[Path], AbstractContextManager[Stage]]]] = {
+    "database": database,
+    "kubernetes": kubernetes,
+    "path": path,
+    "token": token,
+}

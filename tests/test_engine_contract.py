@@ -1,0 +1,227 @@
+"""What does every engine keep to? The same tests for each of the registry, against real servers.
+
+A new engine needs a stage in ``stages.py``, a few lines; without one every test here fails for it. What is particular
+to an engine is in ``test_engine_<name>.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import requests
+from stages import STAGES, until
+
+from workflows.engines import ENGINES, LevelSettings, Wish
+from workflows.errors import Invalid, Unavailable
+
+NOBODYS = frozenset()
+
+
+@pytest.fixture(scope="module", params=sorted(ENGINES))
+def stage(request, tmp_path_factory):
+    """The stage of each engine, one after the other."""
+    assert request.param in STAGES, f"the engine {request.param} has no stage in tests/stages.py"
+    with STAGES[request.param](tmp_path_factory.mktemp(request.param)) as stage:
+        yield stage
+
+
+@pytest.fixture
+def vault(stage):
+    """The bot's Vault."""
+    return stage.vault()
+
+
+def _calls(stage, vault, grant):
+    """Everything that an engine asks Vault for, as calls that can be made."""
+    options, engine = stage.settings.options, stage.engine
+    child = stage.child(vault)
+    wish = Wish("BG-7KQ2", "U0RITA", stage.public_key)
+    return {
+        "issue": lambda: engine.issue(vault, child, options, wish),
+        "is_gone": lambda: engine.is_gone(vault, grant, NOBODYS),
+        "is_gone, lease unknown": lambda: engine.is_gone(vault, replace(grant, lease_id=None), NOBODYS),
+        "hurry": lambda: engine.hurry(vault, grant),
+    }
+
+
+def _all_unavailable(calls):
+    for name, call in calls.items():
+        with pytest.raises(Unavailable):
+            pytest.fail(f"{name} returned {call()!r}")
+
+
+# --------------------------------------------------------------------------------------------------- a grant's life
+
+
+def test_what_is_issued_works_and_is_gone_after_its_end(stage, vault):
+    """A credential opens its target until it is taken back; then Vault and the target say gone, and it opens none."""
+    credential, grant, _ = stage.open(vault, name="BG-4LFE")
+    assert stage.works(credential)
+    assert not stage.engine.is_gone(vault, grant, NOBODYS)
+    assert stage.take_back(vault, grant)
+    assert until(lambda: not stage.works(credential))
+    assert vault.lease(credential.lease_id) is None if credential.lease_id else True
+
+
+def test_it_names_its_request_at_the_target(stage, vault):
+    """Whoever looks at the target's users or its log reads there which request this is."""
+    credential, grant, _ = stage.open(vault, name="BG-4NME")
+    assert credential.username
+    assert ("bg-4nme" in credential.username.lower()) is stage.is_named
+    assert stage.take_back(vault, grant)
+
+
+def test_it_is_never_longer_than_granted(stage, vault):
+    """It says no more time than was granted, and nobody has to revoke it for it to be over."""
+    credential, grant, child = stage.open(vault, ttl=timedelta(seconds=2))
+    assert credential.ttl <= child.ttl == timedelta(seconds=2)
+    assert until(lambda: stage.is_over(vault, grant), 60)
+    assert until(lambda: not stage.works(credential))
+
+
+def test_taking_it_back_twice_is_fine(stage, vault):
+    """What is gone stays gone, and asking again or hurrying changes nothing."""
+    _, grant, _ = stage.open(vault)
+    assert stage.take_back(vault, grant)
+    stage.engine.hurry(vault, grant)
+    assert stage.take_back(vault, grant)
+
+
+def test_one_grants_end_leaves_another_alone(stage, vault):
+    """Two people's grants of one level: when one ends, the other goes on."""
+    _, ended, _ = stage.open(vault, name="BG-4AAA")
+    credential, other, _ = stage.open(vault, name="BG-4BBB")
+    assert stage.take_back(vault, ended)
+    assert stage.works(credential)
+    assert not stage.engine.is_gone(vault, other, NOBODYS)
+    assert stage.take_back(vault, other)
+
+
+def test_a_crash_before_it_is_recorded_leaves_nothing_unseen(stage, vault):
+    """With neither lease nor name on record, the grant is not gone before it is, and then it is seen to be gone."""
+    credential, grant, _ = stage.open(vault, name="BG-4CRA")
+    lost = replace(grant, lease_id=None, identity=None)
+    assert not stage.engine.is_gone(vault, lost, NOBODYS)
+    assert stage.take_back(vault, lost)
+    assert until(lambda: not stage.works(credential))
+
+
+def test_a_token_that_made_nothing_is_gone_when_it_is_revoked(stage, vault):
+    """A bot that died before reading leaves a token and nothing else, and its end is seen."""
+    _, grant, _ = stage.open(vault)
+    assert stage.take_back(vault, grant)
+    child = stage.child(vault)
+    empty = replace(grant, accessor=child.accessor, lease_id=None, identity=None)
+    assert not stage.engine.is_gone(vault, empty, NOBODYS)
+    assert stage.take_back(vault, empty)
+
+
+# ------------------------------------------------------------------------------------------------ when Vault is away
+
+
+def test_a_sealed_vault_is_unavailable(stage, vault):
+    """While Vault is sealed nothing is issued and nothing is called gone."""
+    _, grant, _ = stage.open(vault)
+    calls = _calls(stage, vault, grant)
+    stage.bao.seal()
+    try:
+        _all_unavailable(calls)
+    finally:
+        stage.bao.unseal()
+    assert stage.take_back(vault, grant)
+
+
+def test_a_dead_vault_is_unavailable_and_its_grants_end_when_it_is_back(stage, vault):
+    """While Vault's process is dead nothing is issued and nothing is called gone; back again, it knows the grant."""
+    credential, grant, _ = stage.open(vault)
+    calls = _calls(stage, vault, grant)
+    stage.bao.kill()
+    try:
+        _all_unavailable(calls)
+    finally:
+        stage.bao.start()
+    assert not stage.engine.is_gone(vault, grant, NOBODYS)
+    assert stage.take_back(vault, grant)
+    assert until(lambda: not stage.works(credential))
+
+
+# ---------------------------------------------------------------------------------------------------- who may do what
+
+
+def test_the_bots_own_token_cannot_make_one(stage, vault):
+    """What a grant's token may do, the bot's may not."""
+    vault.log_in()
+    for rule in stage.engine.child_rules(stage.settings.options):
+        assert vault.capabilities(rule.path) == {"deny"}
+
+
+def test_a_grants_token_can_do_nothing_else(stage, vault):
+    """A stolen grant token reads no other path, makes no tokens, and cannot make its own life longer."""
+    _, grant, child = stage.open(vault)
+    allowed = {rule.path for rule in stage.engine.child_rules(stage.settings.options)}
+    for path in ("sys/policies/acl/breakglass-bot", "auth/token/create", "auth/token/renew-self", "sys/leases/revoke"):
+        assert path not in allowed
+        assert vault.capabilities(path, accessor=child.accessor) == {"deny"}
+    renewed = requests.post(
+        f"{stage.bao.addr}/v1/auth/token/renew-self", headers={"X-Vault-Token": child.token}, json={}, timeout=30
+    )
+    assert renewed.status_code in {400, 403}
+    assert stage.take_back(vault, grant)
+
+
+# ------------------------------------------------------------------------------------------------------ what is shown
+
+
+def test_its_secret_is_in_no_repr_and_no_log(stage, caplog):
+    """With every logger at DEBUG, neither secret nor token is in the log of a grant's life, nor in a repr."""
+    caplog.set_level(logging.DEBUG)
+    vault = stage.vault()
+    credential, grant, child = stage.open(vault)
+    guarded = (*stage.secrets(credential), child.token, stage.secret_id)
+    assert all(len(secret) > 8 for secret in guarded)
+    assert stage.take_back(vault, grant)
+    shown = caplog.text + repr([credential, grant, child, vault, stage]) + str(credential) + f"{child}"
+    assert caplog.records
+    assert not [secret for secret in guarded if secret in shown]
+
+
+def test_its_lines_are_for_a_shell(stage, vault):
+    """Each line is one line, and a shell reads it without an error."""
+    credential, grant, _ = stage.open(vault)
+    for line in credential.lines():
+        assert "\n" not in line
+    assert stage.take_back(vault, grant)
+
+
+# ------------------------------------------------------------------------------------------------------- the options
+
+
+def test_options_that_would_reach_elsewhere_are_refused(stage):
+    """A value with a slash too many, a glob, ".." or shell words is refused, and its field is named."""
+    assert stage.elsewhere
+    for key, values in stage.elsewhere.items():
+        for value in values:
+            with pytest.raises(Invalid) as caught:
+                LevelSettings(
+                    engine=stage.settings.engine,
+                    token_role=stage.settings.token_role,
+                    options={**stage.settings.options, key: value},
+                )
+            assert set(caught.value.fields) == {key}, (key, value)
+
+
+def test_an_option_that_is_missing_or_unknown_is_named(stage):
+    """Each required option is asked for by name, and one that the engine does not know is refused."""
+    good = dict(stage.settings.options)
+    for key, is_required in stage.engine.keys.items():
+        if is_required:
+            rest = {name: value for name, value in good.items() if name != key}
+            with pytest.raises(Invalid) as caught:
+                LevelSettings(engine=stage.settings.engine, token_role="bg-x", options=rest)
+            assert key in caught.value.fields
+    with pytest.raises(Invalid) as caught:
+        LevelSettings(engine=stage.settings.engine, token_role="bg-x", options={**good, "unheard_of": "x"})
+    assert set(caught.value.fields) == {"unheard_of"}
