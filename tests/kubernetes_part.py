@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import ssl
 import threading
 import time
@@ -149,10 +150,8 @@ class Cluster:
 
     def apply(self, steps: str) -> None:
         """Do what an administrator does who pastes an engine's steps; ``manager_token`` is Vault's from then on."""
-        first, *lines, last = steps.splitlines()
-        assert first.endswith("kubectl apply -f - <<'EOF'")
-        assert last == "EOF"
-        for item in json.loads("\n".join(lines))["items"]:
+        pasted = re.findall(r"^kubectl apply -f - <<'EOF'\n(.*?)\nEOF$", steps, re.MULTILINE | re.DOTALL)
+        for item in [item for one in pasted for item in json.loads(one)["items"]]:
             name = item["metadata"]["name"]
             assert item["metadata"]["namespace"] == NAMESPACE
             if item["kind"] == "Role":

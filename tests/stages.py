@@ -1,8 +1,8 @@
 """Where does each engine play? A real Vault of its own, set up as an operator does, and a real target.
 
 The contract (``test_engine_contract.py``) runs over the registry, and an engine without a stage fails it. A stage is a
-function of a few lines in :data:`STAGES`: it starts the target, sets Vault up with :func:`set_up` (which carries out
-what the engine's own ``writes`` say), and yields a :class:`Stage` that knows how to use a credential at the target.
+function of a few lines in :data:`STAGES`: it starts the target, sets Vault up with :func:`set_up` (which does what
+``breakglass vault apply`` does), and yields a :class:`Stage` that knows how to use a credential at the target.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import requests
 from kubernetes_part import NAMESPACE, Cluster
 from real_parts import Grant, level_for
 
-from bot.demo.parts import OpenBao, PartFailed, Postgres
+from bot.demo.parts import OpenBao, Postgres
 from bot.demo.vault_setup import prepare_target
 from workflows.engines import ENGINES, LevelSettings, Wish
 from workflows.errors import Unavailable
 from workflows.vault import Vault
-from workflows.vault_plan import APPROLE, APPROLE_MOUNT, LevelSetup, plan
+from workflows.vault_apply import Operator, carry_out, compare
+from workflows.vault_plan import LevelSetup, plan, secret_variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +46,7 @@ class Stage:
     """
 
     bao: OpenBao
-    settings: LevelSettings
+    level: LevelSetup
     role_id: str
     secret_id: str = field(repr=False)
     works: Callable[[Credential], bool]
@@ -54,6 +55,11 @@ class Stage:
     public_key: str | None = None
     is_named: bool = True  # after the request, at the target
     target: Any = None  # for the tests of that engine alone
+
+    @property
+    def settings(self) -> LevelSettings:
+        """The level's settings."""
+        return self.level.settings
 
     @property
     def engine(self) -> Engine:
@@ -108,22 +114,14 @@ def until(what: Callable[[], bool], seconds: float = 30.0) -> bool:
 
 
 def set_up(bao: OpenBao, *levels: LevelSetup, secrets: Mapping[str, str] | None = None) -> tuple[str, str]:
-    """Do what the plan for the levels says, and return the bot's role id and secret id.
+    """Do what ``breakglass vault apply`` does for the levels, and return the bot's role id and secret id.
 
     ``secrets``: what the operator brings for the keys that an engine leaves open.
     """
-    for write in plan(levels).writes:
-        if write.made_once:
-            try:
-                bao.call("GET", f"{write.path}/tune" if write.path.startswith("sys/") else write.path)
-            except PartFailed:
-                pass
-            else:
-                continue
-        bao.call(write.method, write.path, {**write.body, **{key: (secrets or {})[key] for key in write.secrets}})
-    own = f"auth/{APPROLE_MOUNT}/role/{APPROLE}"
-    role_id = bao.call("GET", f"{own}/role-id")["data"]["role_id"]
-    return role_id, bao.call("POST", f"{own}/secret-id", {})["data"]["secret_id"]
+    made, operator = plan(levels), Operator(bao.addr, bao.root_token)
+    brought = {secret_variable(write, key): (secrets or {})[key] for write in made.writes for key in write.secrets}
+    list(carry_out(operator, compare(operator, made), levels, brought))
+    return operator.new_credentials()
 
 
 # --- database --------------------------------------------------------------------------------------------------------
@@ -147,7 +145,7 @@ def database(folder: Path) -> Iterator[Stage]:
         login = set_up(bao, level, secrets={"password": prepare_target(pg).password})
         yield Stage(
             bao,
-            level.settings,
+            level,
             *login,
             works=lambda made: _logs_in(pg, made.username, made.password),
             secrets=lambda made: (made.password,),
@@ -170,11 +168,11 @@ def path(folder: Path) -> Iterator[Stage]:
             "exports": "username=PGUSER, password=PGPASSWORD",
             "shows": "username, password",
         }
-        settings = LevelSettings(engine="path", token_role="bg-any", options=options)
+        level = LevelSetup(LevelSettings(engine="path", token_role="bg-any", options=options), LONGEST)
         yield Stage(
             bao,
-            settings,
-            *set_up(bao, LevelSetup(settings, LONGEST)),
+            level,
+            *set_up(bao, level),
             works=lambda made: _logs_in(pg, made.username, dict(made.variables)["PGPASSWORD"]),
             secrets=lambda made: (dict(made.shown)["password"],),
             elsewhere={
@@ -207,7 +205,7 @@ def token(folder: Path) -> Iterator[Stage]:
     with OpenBao(folder / "bao", persistent=True) as bao:
         bao.call("PUT", "sys/policies/acl/operator", {"policy": 'path "sys/mounts" { capabilities = ["read"] }'})
         options = {"address": bao.addr, "policies": "operator"}
-        settings = LevelSettings(engine="token", token_role="bg-vault", options=options)
+        level = LevelSetup(LevelSettings(engine="token", token_role="bg-vault", options=options), LONGEST)
 
         def works(made: Credential) -> bool:
             answer = requests.get(f"{made.address}/v1/sys/mounts", headers={"X-Vault-Token": made.token}, timeout=30)
@@ -215,8 +213,8 @@ def token(folder: Path) -> Iterator[Stage]:
 
         yield Stage(
             bao,
-            settings,
-            *set_up(bao, LevelSetup(settings, LONGEST)),
+            level,
+            *set_up(bao, level),
             works=works,
             secrets=lambda made: (made.token,),
             elsewhere={
@@ -279,7 +277,7 @@ def kubernetes(folder: Path) -> Iterator[Stage]:
 
         yield Stage(
             bao,
-            level.settings,
+            level,
             *set_up(bao, level, secrets=kubernetes_secrets(cluster, level)),
             works=works,
             secrets=lambda made: (made.token,),

@@ -7,17 +7,24 @@ to an engine is in ``test_engine_<name>.py``.
 from __future__ import annotations
 
 import logging
+import re
+import textwrap
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import requests
 from stages import STAGES, until
 
+from workflows import engines
 from workflows.engines import ENGINES, LevelSettings, Wish
 from workflows.errors import Invalid, Unavailable
+from workflows.vault_apply import NEW, SAME, Operator, compare
+from workflows.vault_plan import plan
 
 NOBODYS = frozenset()
+ENGINES_MD = Path(__file__).parent.parent / "workflows" / "ENGINES.md"
 
 
 @pytest.fixture(scope="module", params=sorted(ENGINES))
@@ -172,6 +179,15 @@ def test_a_grants_token_can_do_nothing_else(stage, vault):
     assert stage.take_back(vault, grant)
 
 
+def test_a_second_set_up_has_nothing_to_do(stage):
+    """What an operator set up is found as it was planned; a level whose token role nobody made is found to be new."""
+    operator = Operator(stage.bao.addr, stage.bao.root_token)
+    assert {one.state for one in compare(operator, plan([stage.level]))} == {SAME}
+    other = replace(stage.level, settings=replace(stage.settings, token_role="bg-unmade"))
+    found = {one.write.path: one.state for one in compare(operator, plan([other]))}
+    assert found["auth/token/roles/bg-unmade"] == NEW
+
+
 # ------------------------------------------------------------------------------------------------------ what is shown
 
 
@@ -225,3 +241,26 @@ def test_an_option_that_is_missing_or_unknown_is_named(stage):
     with pytest.raises(Invalid) as caught:
         LevelSettings(engine=stage.settings.engine, token_role="bg-x", options={**good, "unheard_of": "x"})
     assert set(caught.value.fields) == {"unheard_of"}
+
+
+# ------------------------------------------------------------------------------------------------------ the document
+
+
+def test_the_document_names_every_method_and_every_engine():
+    """ENGINES.md tells of each thing that an engine is asked for, and has a row for each engine of the registry."""
+    text = ENGINES_MD.read_text(encoding="utf-8")
+    for protocol in (engines.Engine, engines.Credential):
+        for name in vars(protocol):
+            if not name.startswith("_"):
+                assert re.search(rf"`{name}[`(]", text), name
+    rows = re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE)
+    assert rows == sorted(ENGINES)
+
+
+def test_what_the_document_quotes_stands_in_the_source():
+    """Each piece of code in ENGINES.md is a piece of path.py as it is, but for how far it is indented."""
+    source = Path(engines.__file__).with_name("path.py").read_text(encoding="utf-8")
+    quoted = re.findall(r"^```python\n(.*?)^```$", ENGINES_MD.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(quoted) >= 5
+    for piece in quoted:
+        assert any(textwrap.indent(piece, " " * spaces) in source for spaces in (0, 4, 8)), piece

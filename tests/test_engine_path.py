@@ -135,7 +135,7 @@ def _other(stage, path):
     """Set a level up whose path is another one, and return its options and a grant's token."""
     options = {**stage.settings.options, "path": path}
     settings = LevelSettings(engine="path", token_role="bg-other", options=options)
-    set_up(stage.bao, LevelSetup(stage.settings, LONGEST), LevelSetup(settings, LONGEST))
+    set_up(stage.bao, stage.level, LevelSetup(settings, LONGEST))
     vault = stage.vault()
     child = vault.open_child("bg-other", timedelta(minutes=5), display_name="BG-7KQ2", metadata={})
     return vault, child, options

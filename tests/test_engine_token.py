@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -41,7 +42,7 @@ def vault(stage):
     """The bot's Vault; what an administrator changed is put back after the test."""
     yield stage.vault()
     stage.bao.call("PUT", "sys/policies/acl/operator", {"policy": CAREFUL})
-    set_up(stage.bao, LevelSetup(stage.settings, timedelta(minutes=30)))
+    set_up(stage.bao, stage.level)
 
 
 def _allow(stage, path, *capabilities):
@@ -135,12 +136,11 @@ def test_the_check_says_it_before_the_night(stage, vault):
 def accepted(stage, vault):
     """The level, whose owner accepts that its token makes other tokens."""
     _allow(stage, "auth/token/create", "update")
-    stage.settings = LevelSettings(
-        engine="token", token_role="bg-vault", options={**stage.settings.options, "outlives": "accepted"}
-    )
+    careful = stage.level
+    options = {**stage.settings.options, "outlives": "accepted"}
+    stage.level = replace(careful, settings=replace(stage.settings, options=options))
     yield stage
-    options = {key: value for key, value in stage.settings.options.items() if key != "outlives"}
-    stage.settings = LevelSettings(engine="token", token_role="bg-vault", options=options)
+    stage.level = careful
 
 
 def test_the_tokens_below_it_go_first(accepted, vault):

@@ -589,7 +589,9 @@ class Issuer(Door):
 def target_of(options: Mapping[str, str], path: str) -> str:
     """Return how people call what a credential opens: its address, else its path in Vault."""
     host, port = options.get("host"), options.get("port")
-    return f"{host}:{port}" if host and port else host or path
+    if host:
+        return f"{host}:{port}" if port else host
+    return options.get("server") or options.get("address") or path
 
 
 def _intended(turn: Turn, intent: Intent) -> Grant:

@@ -45,7 +45,7 @@ SHORTEST: Final = timedelta(minutes=10)  # Kubernetes refuses a TokenRequest for
 WATCH_TTL: Final = timedelta(hours=1)
 _MARKED: Final = re.compile(r"bg-[a-z0-9]+-.+")
 WATCH_BOUND: Final = "breakglass-watch"  # the role in the cluster that the bot's own tokens get
-_MANAGER: Final = "breakglass-vault"  # Vault's own account in the cluster
+MANAGER: Final = "breakglass-vault"  # Vault's own account in the cluster
 _ROLE: Final = "Role"
 _TIMEOUT: Final = (2.0, 5.0)  # seconds to connect, and for an answer
 _MOST: Final = 500  # items of a list in one answer
@@ -236,49 +236,80 @@ class Kubernetes(Leased):
         return tuple(made)
 
     def target_steps(self, options: Mapping[str, str]) -> str:
-        """Return what an administrator of the cluster applies: Vault's own account, and the role that can only look."""
-        kind = options.get("bound_type", _ROLE)
-        bound = {kind: [options["bound_role"]]}
-        if "watch_role" in options:
-            bound.setdefault(_ROLE, []).append(WATCH_BOUND)
-        group, verbs = "rbac.authorization.k8s.io", ["create", "delete"]
-        rules: list[dict[str, list[str]]] = [
-            {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": verbs},
+        """Return what an administrator of the cluster applies: Vault's own account, and a role that can only look.
+
+        ``bound_role`` is there; the role of that name is the administrator's own.
+        """
+        kind, bound = options.get("bound_type", _ROLE), options["bound_role"]
+        accounts = {"apiGroups": [""], "resources": ["serviceaccounts"]}
+        bindings = {"apiGroups": [_GROUP], "resources": ["rolebindings"]}
+        makes = [
+            {**accounts, "verbs": ["create", "delete"]},
+            {**bindings, "verbs": ["create", "delete"]},
             {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"]},
-            {"apiGroups": [group], "resources": ["rolebindings"], "verbs": verbs},
-            # Without it Kubernetes lets nobody lend a right that they do not have; with it, exactly these.
-            *(
-                {"apiGroups": [group], "resources": [f"{kind.lower()}s"], "verbs": ["bind"], "resourceNames": names}
-                for kind, names in sorted(bound.items())
+        ]
+        token = {"annotations": {"kubernetes.io/service-account.name": MANAGER}, **_meta(options, MANAGER)}
+        paragraphs: dict[str, tuple[_Document, ...]] = {
+            "Vault's own account, which makes accounts and binds them": (
+                {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(options, MANAGER)},
+                *_given(options, MANAGER, makes),
+                # A token of its that does not end: Kubernetes fills it in.
+                {
+                    "apiVersion": "v1",
+                    "kind": "Secret",
+                    "type": "kubernetes.io/service-account-token",
+                    "metadata": token,
+                },
             ),
-        ]
-        items = [
-            {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta(options, _MANAGER)},
-            _kubernetes_role(options, _MANAGER, rules),
-            {
-                "apiVersion": f"{group}/v1",
-                "kind": "RoleBinding",
-                "metadata": _meta(options, _MANAGER),
-                "subjects": [{"kind": "ServiceAccount", "name": _MANAGER, "namespace": options["namespace"]}],
-                "roleRef": {"apiGroup": group, "kind": _ROLE, "name": _MANAGER},
-            },
-            # Vault's own token: one that does not end, which Kubernetes fills in.
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "type": "kubernetes.io/service-account-token",
-                "metadata": _meta(options, _MANAGER)
-                | {"annotations": {"kubernetes.io/service-account.name": _MANAGER}},
-            },
-        ]
+            f"It may lend the {kind} {bound}": _given(
+                options, f"{MANAGER}-{kind.lower()}-{bound}", [_bind(kind, bound)]
+            ),
+        }
         if "watch_role" in options:
-            looks: list[dict[str, list[str]]] = [
-                {"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["list"]},
-                {"apiGroups": [group], "resources": ["rolebindings"], "verbs": ["list"]},
-            ]
-            items.append(_kubernetes_role(options, WATCH_BOUND, looks))
-        shown = json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
-        return f"# At {options['server']}, as an administrator: kubectl apply -f - <<'EOF'\n{shown}\nEOF"
+            looks = [{**accounts, "verbs": ["list"]}, {**bindings, "verbs": ["list"]}]
+            paragraphs["What the bot looks with: it sees accounts and bindings, and nothing else"] = (
+                _role_in(options, WATCH_BOUND, looks),
+                *_given(options, f"{MANAGER}-role-{WATCH_BOUND}", [_bind(_ROLE, WATCH_BOUND)]),
+            )
+        first = (
+            f"# At {options['server']}, in the namespace {options['namespace']}; then Vault's token with: "
+            f"kubectl -n {options['namespace']} get secret {MANAGER} -o jsonpath='{{.data.token}}' | base64 -d"
+        )
+        return "\n".join([first, "\n\n".join(_applied(what, items) for what, items in paragraphs.items())])
+
+
+_GROUP: Final = "rbac.authorization.k8s.io"
+_Document = dict[str, Any]
+
+
+def _meta(options: Mapping[str, str], name: str) -> _Document:
+    return {"name": name, "namespace": options["namespace"]}
+
+
+def _bind(kind: str, name: str) -> _Document:
+    """Return the right to lend a role. Without it Kubernetes lets nobody lend a right that they do not have."""
+    return {"apiGroups": [_GROUP], "resources": [f"{kind.lower()}s"], "verbs": ["bind"], "resourceNames": [name]}
+
+
+def _role_in(options: Mapping[str, str], name: str, rules: list[_Document]) -> _Document:
+    return {"apiVersion": f"{_GROUP}/v1", "kind": _ROLE, "metadata": _meta(options, name), "rules": rules}
+
+
+def _given(options: Mapping[str, str], name: str, rules: list[_Document]) -> tuple[_Document, _Document]:
+    """Return a role, and its binding to Vault's own account."""
+    binding = {
+        "apiVersion": f"{_GROUP}/v1",
+        "kind": "RoleBinding",
+        "metadata": _meta(options, name),
+        "subjects": [{"kind": "ServiceAccount", **_meta(options, MANAGER)}],
+        "roleRef": {"apiGroup": _GROUP, "kind": _ROLE, "name": name},
+    }
+    return _role_in(options, name, rules), binding
+
+
+def _applied(what: str, items: tuple[_Document, ...]) -> str:
+    shown = json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1)
+    return f"# {what}.\nkubectl apply -f - <<'EOF'\n{shown}\nEOF"
 
 
 def _mark(request_id: str) -> str:
@@ -287,15 +318,6 @@ def _mark(request_id: str) -> str:
 
 def _watch_path(options: Mapping[str, str]) -> str:
     return f"{options['mount']}/creds/{options['watch_role']}"
-
-
-def _meta(options: Mapping[str, str], name: str) -> dict[str, Any]:
-    return {"name": name, "namespace": options["namespace"]}
-
-
-def _kubernetes_role(options: Mapping[str, str], name: str, rules: list[dict[str, list[str]]]) -> dict[str, Any]:
-    group = "rbac.authorization.k8s.io/v1"
-    return {"apiVersion": group, "kind": _ROLE, "metadata": _meta(options, name), "rules": rules}
 
 
 def _role(path: str, namespace: str, bound: str, kind: str, *, name_template: str, longest: timedelta) -> Write:
