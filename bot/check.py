@@ -330,7 +330,9 @@ def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
         if not needed <= childs:
             return Finding(False, f"{name}: a token of role {settings.token_role} may not use {path}; mend its policy.")
         if more := sorted(childs - needed):
-            return Finding(False, f"{name}: a token of role {settings.token_role} may also {' and '.join(more)} {path}.")
+            return Finding(
+                False, f"{name}: a token of role {settings.token_role} may also {' and '.join(more)} {path}."
+            )
         if bots - {"deny"}:
             return Finding(False, f"{name}: the bot's own token may use {path}; it must not: take that right away.")
     if not rules:

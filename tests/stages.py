@@ -14,8 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+import pymysql
 import requests
 from kubernetes_part import NAMESPACE, Cluster
+from mariadb_part import MariaDB, maria_level, prepare_maria
 from real_parts import Grant, level_for
 
 from bot.demo.parts import OpenBao, Postgres
@@ -148,6 +150,33 @@ def database(folder: Path) -> Iterator[Stage]:
             level,
             *login,
             works=lambda made: _logs_in(pg, made.username, made.password),
+            secrets=lambda made: (made.password,),
+            elsewhere={"mount": ("../sys", "a//b", "a*"), "role": ("a/b", "..", "*"), "host": ("a b", "$(id)")},
+        )
+
+
+# --- mariadb ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def mariadb(folder: Path) -> Iterator[Stage]:
+    """MariaDB, and Vault's database engine."""
+    with MariaDB(folder / "mariadb", durable=False) as server, OpenBao(folder / "bao", persistent=True) as bao:
+        level, other = (maria_level(server, f"shop-{name}", f"bg_shop_{name}") for name in ("ro", "rw"))
+        target = prepare_maria(server, level, other)
+
+        def works(made: Credential) -> bool:
+            try:
+                server.connect(user=made.username, password=made.password, database=made.database).close()
+            except pymysql.Error:
+                return False
+            return True
+
+        yield Stage(
+            bao,
+            level,
+            *set_up(bao, level, secrets={"password": target.password}),
+            works=works,
             secrets=lambda made: (made.password,),
             elsewhere={"mount": ("../sys", "a//b", "a*"), "role": ("a/b", "..", "*"), "host": ("a b", "$(id)")},
         )
@@ -299,6 +328,7 @@ def kubernetes(folder: Path) -> Iterator[Stage]:
 STAGES: Final[Mapping[str, Callable[[Path], AbstractContextManager[Stage]]]] = {
     "database": database,
     "kubernetes": kubernetes,
+    "mariadb": mariadb,
     "path": path,
     "token": token,
 }
