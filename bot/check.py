@@ -313,19 +313,19 @@ def _limits(vault: Vault, policy: Policy) -> Iterator[Finding]:
 def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
     settings = level.settings
     engine = ENGINES[settings.engine]
-    rules = engine.child_rules(settings.options)
+    allowed = engine.child_rules(settings.options)
     try:
         child = vault.open_child(settings.token_role, _TRY, display_name="check", metadata={"check": name})
         try:
-            may = [vault.capabilities(rule.path, accessor=child.accessor) for rule in rules]
+            may = [vault.capabilities(rule.path, accessor=child.accessor) for rule in allowed]
             if isinstance(engine, Judged):
                 engine.judge(vault, child, settings.options)
         finally:
             vault.revoke_accessor(child.accessor)
-        own = [vault.capabilities(rule.path) for rule in rules]
+        own = [vault.capabilities(rule.path) for rule in allowed]
     except BreakGlassError as error:
         return Finding(False, f"{name}: {error.sentence}")
-    for rule, childs, bots in zip(rules, may, own, strict=True):
+    for rule, childs, bots in zip(allowed, may, own, strict=True):
         path, needed = rule.path, {*rule.capabilities}
         if not needed <= childs:
             return Finding(False, f"{name}: a token of role {settings.token_role} may not use {path}; mend its policy.")
@@ -335,7 +335,7 @@ def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
             )
         if bots - {"deny"}:
             return Finding(False, f"{name}: the bot's own token may use {path}; it must not: take that right away.")
-    if not rules:
+    if not allowed:
         return Finding(True, f"{name}: a grant's token has the policies that the level names.")
-    paths = " and ".join(rule.path for rule in rules)
+    paths = " and ".join(rule.path for rule in allowed)
     return Finding(True, f"{name}: a grant's token may use {paths}, and the bot itself may not.")

@@ -42,6 +42,7 @@ SSH = ENGINES["ssh"]
 MOUNT: Final = "ssh"
 PRINCIPAL: Final = "breakglass-shop"
 _names: Final = itertools.count(1000)
+_accounts: Final = itertools.count(1)
 
 
 class Sshd(Part):
@@ -51,7 +52,7 @@ class Sshd(Part):
 
     def __init__(self, directory: Path | str, authority: str) -> None:
         super().__init__(directory)
-        self.account = f"bgtest{os.getpid()}"
+        self.account = f"bgtest{os.getpid()}n{next(_accounts)}"
         self.state = self.directory / "state"
         self.home = self.directory / "home"
         (self.directory / "authority.pub").write_text(authority, encoding="utf-8")

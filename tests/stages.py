@@ -7,6 +7,8 @@ function of a few lines in :data:`STAGES`: it starts the target, sets Vault up w
 
 from __future__ import annotations
 
+import itertools
+import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ import requests
 from kubernetes_part import NAMESPACE, Cluster
 from mariadb_part import MariaDB, maria_level, prepare_maria
 from real_parts import Grant, level_for
+from sshd_part import HOST, PRINCIPAL, Sshd, keygen
 
 from bot.demo.parts import OpenBao, Postgres
 from bot.demo.vault_setup import prepare_target
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from workflows.engines import Credential, Engine
     from workflows.vault import ChildToken
 
+_names: Final = itertools.count(1)
 LONGEST: Final = timedelta(minutes=30)
 
 
@@ -74,17 +78,27 @@ class Stage:
 
     def child(self, vault: Vault, ttl: timedelta = timedelta(minutes=5), name: str = "BG-7KQ2") -> ChildToken:
         """Make a grant's own token."""
-        return vault.open_child(self.settings.token_role, ttl, display_name=name, metadata={"request": name})
+        return vault.open_child(self.settings.token_role, ttl, display_name=f"{name}-1", metadata={"request": name})
 
     def open(
-        self, vault: Vault, ttl: timedelta = timedelta(minutes=5), name: str = "BG-7KQ2"
+        self, vault: Vault, ttl: timedelta = timedelta(minutes=5), name: str = ""
     ) -> tuple[Credential, Grant, ChildToken]:
         """Open a grant as the desk does; returns the credential, the grant and its child token."""
+        name = name or f"BG-{next(_names):04}"  # no two requests have the same one
         options, intended_at = self.settings.options, datetime.now(UTC)
         child = self.child(vault, ttl, name)
         credential = self.engine.issue(vault, child, options, Wish(name, "U0RITA", self.public_key))
-        prefix = self.engine.lease_prefix(options)
-        grant = Grant(child.accessor, credential.lease_id, prefix, intended_at, name, credential.username, options)
+        grant = Grant(
+            child.accessor,
+            credential.lease_id,
+            self.engine.lease_prefix(options),
+            intended_at,
+            name,
+            credential.username,
+            options,
+            1,
+            intended_at + ttl,
+        )
         return credential, grant, child
 
     def is_over(self, vault: Vault, grant: Grant) -> bool:
@@ -225,6 +239,57 @@ def path(folder: Path) -> Iterator[Stage]:
         )
 
 
+# --- ssh -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def ssh(folder: Path) -> Iterator[Stage]:
+    """An sshd that trusts Vault's authority, and a responder's key."""
+    key = folder / "key"
+    with OpenBao(folder / "bao", persistent=True) as bao:
+        bao.call("POST", "sys/mounts/ssh", {"type": "ssh"})
+        authority = bao.call("POST", "ssh/config/ca", {"generate_signing_key": True, "key_type": "ed25519"})["data"]
+        with Sshd(folder / "sshd", authority["public_key"]) as sshd:
+            options = {
+                "mount": "ssh",
+                "role": "shop",
+                "watch_role": "shop-watch",
+                "watch_user": "root",
+                "host": HOST,
+                "port": str(sshd.port),
+                "host_key": sshd.host_key,
+                "user": sshd.account,
+                "principal": PRINCIPAL,
+                "dedicated": "true",
+            }
+            level = LevelSetup(LevelSettings(engine="ssh", token_role="bg-shop", options=options), LONGEST)
+
+            def works(made: Credential) -> bool:
+                certificate, known = folder / f"{made.username}-cert.pub", folder / "known_hosts"
+                certificate.write_text(f"{made.certificate}\n", encoding="utf-8")
+                known.write_text(f"[{HOST}]:{sshd.port} {sshd.host_key}\n", encoding="utf-8")
+                words = ["ssh", "-F", "none", "-i", str(key), "-p", str(sshd.port), "-l", sshd.account]
+                for word in (
+                    "IdentitiesOnly=yes",
+                    "IdentityAgent=none",
+                    "BatchMode=yes",
+                    f"UserKnownHostsFile={known}",
+                ):
+                    words += ["-o", word]
+                words += ["-o", f"CertificateFile={certificate}", HOST, "true"]
+                return subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
+
+            yield Stage(
+                bao,
+                level,
+                *set_up(bao, level),
+                works=works,
+                secrets=lambda _: (),  # a certificate opens nothing without the key, which never leaves the responder
+                elsewhere={"mount": ("../sys", "a//b", "a*"), "role": ("a/b", "..", "*"), "host": ("a b", "$(id)")},
+                public_key=keygen(key),
+            )
+
+
 # --- token -----------------------------------------------------------------------------------------------------------
 
 
@@ -330,5 +395,6 @@ STAGES: Final[Mapping[str, Callable[[Path], AbstractContextManager[Stage]]]] = {
     "kubernetes": kubernetes,
     "mariadb": mariadb,
     "path": path,
+    "ssh": ssh,
     "token": token,
 }

@@ -62,7 +62,7 @@ def test_the_token_has_the_levels_policies_and_its_end(stage, vault):
     """What is shown is the grant's own token: those policies, no other, an end that cannot be moved, no parent."""
     credential, grant, child = stage.open(vault, name="BG-T0KN")
     assert credential.token == child.token
-    assert credential.username == "token-BG-T0KN"
+    assert credential.username == "token-BG-T0KN-1"
     assert credential.lease_id is None
     facts = stage.bao.call("POST", "auth/token/lookup-accessor", {"accessor": grant.accessor})["data"]
     assert facts["policies"] == ["operator"]

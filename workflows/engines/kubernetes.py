@@ -226,6 +226,7 @@ class Kubernetes(Leased):
                 options.get("bound_type", _ROLE),
                 name_template=USERNAME,
                 longest=longest,
+                lends=True,
             ),
         ]
         if "watch_role" in options:
@@ -320,7 +321,9 @@ def _watch_path(options: Mapping[str, str]) -> str:
     return f"{options['mount']}/creds/{options['watch_role']}"
 
 
-def _role(path: str, namespace: str, bound: str, kind: str, *, name_template: str, longest: timedelta) -> Write:
+def _role(
+    path: str, namespace: str, bound: str, kind: str, *, name_template: str, longest: timedelta, lends: bool = False
+) -> Write:
     seconds = int(longest.total_seconds())
     return Write(
         "POST",
@@ -334,6 +337,7 @@ def _role(path: str, namespace: str, bound: str, kind: str, *, name_template: st
             "token_max_ttl": seconds,
         },
         joined=("allowed_kubernetes_namespaces",),
+        lends=lends,
     )
 
 
