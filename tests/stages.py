@@ -24,7 +24,7 @@ from real_parts import Grant, level_for
 from sshd_part import HOST, PRINCIPAL, Sshd, keygen
 
 from bot.demo.parts import OpenBao, Postgres
-from bot.demo.vault_setup import prepare_target
+from bot.demo.vault_setup import MANAGER, prepare_target
 from workflows.engines import ENGINES, LevelSettings, Wish
 from workflows.errors import Unavailable
 from workflows.vault import Vault
@@ -290,6 +290,38 @@ def ssh(folder: Path) -> Iterator[Stage]:
             )
 
 
+# --- static ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def static(folder: Path) -> Iterator[Stage]:
+    """PostgreSQL with an account that exists."""
+    with Postgres(folder / "postgres", durable=False) as pg, OpenBao(folder / "bao", persistent=True) as bao:
+        options = {
+            "mount": "fixed",
+            "role": "repair",
+            "watch_role": "orders-watch",
+            "manager": MANAGER,
+            "host": pg.host,
+            "port": str(pg.port),
+            "database": "orders",
+            "account": "orders_repair",
+        }
+        level = LevelSetup(LevelSettings(engine="static", token_role="bg-repair", options=options), LONGEST)
+        target = prepare_target(pg, groups=())
+        with psycopg.connect(pg.dsn_for("orders"), autocommit=True) as server:
+            server.execute(ENGINES["static"].target_steps(options).encode())
+        yield Stage(
+            bao,
+            level,
+            *set_up(bao, level, secrets={"password": target.password}),
+            works=lambda made: _logs_in(pg, made.username, made.password),
+            secrets=lambda made: (made.password,),
+            elsewhere={"mount": ("../sys", "a//b", "a*"), "role": ("a/b", "..", "*"), "host": ("a b", "$(id)")},
+            is_named=False,
+        )
+
+
 # --- token -----------------------------------------------------------------------------------------------------------
 
 
@@ -396,5 +428,6 @@ STAGES: Final[Mapping[str, Callable[[Path], AbstractContextManager[Stage]]]] = {
     "mariadb": mariadb,
     "path": path,
     "ssh": ssh,
+    "static": static,
     "token": token,
 }
