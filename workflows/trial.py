@@ -104,8 +104,6 @@ def try_level(vault: Vault, database: Database, account: Account, level: Level, 
 def _try(vault: Vault, account: Account, level: Level, name: str, held: dict[str, str | None]) -> tuple[str, ...]:
     settings = level.settings
     engine = ENGINES[settings.engine]
-    if getattr(engine, "is_exclusive", False):
-        raise Refused("Its account exists once, and a trial could end somebody's grant: rehearse it as a drill.")
     child = vault.open_child(settings.token_role, LIFE, display_name=name, metadata={"check": name})
     held["accessor"] = child.accessor
     key = _public_key() if engine.needs_public_key else None

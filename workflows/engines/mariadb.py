@@ -6,7 +6,7 @@ Rules
 * Nobody who can log in has MariaDB's right to make accounts, which is the right to change everybody's password: logins
   are made, ended and looked at by procedures of an account that is locked (``mariadb.sql``, which also has the order
   that holds against a client that keeps reconnecting, or that stops in the middle of logging in).
-* Whether the login can still do something is then seen at the target, with a login of the bot's that may call the two
+* Whether the login can still do something is then seen at the target, with a login of the bot's that may call the three
   procedures that look and nothing else (``watch_role``). It sees counts and names, and nobody's statements.
 """
 
@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pymysql
 
+from workflows.engines import mariadb_rights
 from workflows.engines.database import HOST, PORT
 from workflows.engines.leases import MOUNT, NAME, Leased
 from workflows.engines.seam import Rule, Session, Write, lease_rules, watch_rules
-from workflows.errors import Invalid, Unavailable
+from workflows.errors import Invalid, Refused, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
     from workflows.engines import Credential, Held, Wish
@@ -271,6 +272,31 @@ class MariaDB(Leased):
             )
         return tuple(made)
 
+    def excess(self, vault: Vault, options: Mapping[str, str]) -> tuple[str, ...]:
+        """Look with the watching login at what the level's group could do; nothing when the level names no group."""
+        if "group" not in options:
+            return ()
+        with _watching(vault, options) as target:
+            if target is None:
+                return ()
+            return mariadb_rights.excess(_called(target, "rights", options["group"]), options)
+
+    def rehearse(
+        self, credential: Credential, options: Mapping[str, str], above: Sequence[Mapping[str, str]]
+    ) -> tuple[str, ...]:
+        """Log in, look at the login's own rights, and read a row."""
+        if not isinstance(credential, Login):
+            raise Refused("This is not a login of MariaDB.")
+        try:
+            with _connected(options, credential.username, credential.password, credential.database) as session:
+                return mariadb_rights.rehearse(session, above)
+        except (pymysql.Error, OSError) as error:
+            # Only the kind: the words of a failed statement may repeat it.
+            failure = Unavailable(
+                f"The credential could not be tried at {credential.host}:{credential.port} ({type(error).__name__})."
+            )
+        raise failure
+
     def target_steps(self, options: Mapping[str, str]) -> str:
         """Return the SQL for the server's administrator. ``group`` and ``manager`` are there."""
         group, manager, where = options["group"], options["manager"], f"{options['host']}:{options['port']}"
@@ -315,17 +341,7 @@ def _watching(vault: Vault, options: Mapping[str, str]) -> Iterator[pymysql.Conn
     login = vault.watcher(path)
     failure: Unavailable | None = None
     try:
-        with pymysql.connect(
-            host=options["host"],
-            port=int(options["port"]),
-            user=login.data.get("username"),
-            password=str(login.data.get("password")),
-            ssl=ssl.create_default_context() if _is_verified(options) else None,
-            connect_timeout=_SECONDS,
-            read_timeout=_SECONDS,
-            write_timeout=_SECONDS,
-            autocommit=True,
-        ) as session:
+        with _connected(options, str(login.data.get("username")), str(login.data.get("password"))) as session:
             yield session
     except (pymysql.Error, OSError):
         # A login that the server lost (a restore) is not asked for again and again.
@@ -335,12 +351,29 @@ def _watching(vault: Vault, options: Mapping[str, str]) -> Iterator[pymysql.Conn
         raise failure
 
 
+def _connected(
+    options: Mapping[str, str], username: str, password: str, database: str | None = None
+) -> pymysql.Connection[Any]:
+    return pymysql.connect(
+        host=options["host"],
+        port=int(options["port"]),
+        user=username,
+        password=password,
+        database=database,
+        ssl=ssl.create_default_context() if _is_verified(options) else None,
+        connect_timeout=_SECONDS,
+        read_timeout=_SECONDS,
+        write_timeout=_SECONDS,
+        autocommit=True,
+    )
+
+
 def _watch_path(options: Mapping[str, str]) -> str:
     return f"{options['mount']}/creds/{options['watch_role']}"
 
 
 def _called(session: pymysql.Connection[Any], procedure: str, *words: str) -> tuple[tuple[Any, ...], ...]:
-    """Call one of the two procedures that look."""
+    """Call one of the three procedures that look."""
     with session.cursor() as cursor:
         cursor.execute(f"CALL breakglass.{procedure}({', '.join(['%s'] * len(words))})", words)
         return tuple(cursor.fetchall())

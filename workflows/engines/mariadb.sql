@@ -3,7 +3,7 @@
 -- MariaDB's right to make accounts (CREATE USER) is the right to change everybody's password, root's as well. So nobody
 -- who can log in gets it. It belongs to an account that is locked for good, and what that account does stands in the
 -- procedures below, which act on no account but those that they made themselves. Vault's manager may call them, and the
--- bot's watching logins may call the two that look; neither has any other right on the server.
+-- bot's watching logins may call the three that look; neither has any other right on the server.
 --
 -- The server should run its events (event_scheduler=ON): with both Vault and the bot dead, they end what is over.
 -- Keep the general log off, or the passwords of the logins stand in it.
@@ -23,6 +23,7 @@ GRANT SELECT, INSERT, DELETE ON breakglass.login TO breakglass_definer@localhost
 GRANT EXECUTE, EVENT ON breakglass.* TO breakglass_definer@localhost;
 -- To see who can log in, and for SET DEFAULT ROLE, which asks for the right to write there.
 GRANT SELECT ON mysql.global_priv TO breakglass_definer@localhost;
+GRANT SELECT ON mysql.roles_mapping TO breakglass_definer@localhost;
 GRANT UPDATE ON mysql.* TO breakglass_definer@localhost;
 
 CREATE ROLE IF NOT EXISTS bg_watch;
@@ -102,6 +103,18 @@ READS SQL DATA SQL SECURITY DEFINER
 SELECT user FROM mysql.global_priv
 WHERE user LIKE 'bg-%-%' AND NOT COALESCE(JSON_VALUE(priv, '$.account_locked'), FALSE) //
 
+-- A role, and every role that comes with it, with its rights on the whole server (a number; 0: none).
+CREATE OR REPLACE DEFINER=breakglass_definer@localhost PROCEDURE breakglass.rights(lent varchar(80))
+READS SQL DATA SQL SECURITY DEFINER
+WITH RECURSIVE reach(name) AS (
+    SELECT CONVERT(user USING utf8mb4) COLLATE utf8mb4_bin FROM mysql.global_priv WHERE host = '' AND user = lent
+    UNION
+    SELECT CONVERT(m.role USING utf8mb4) COLLATE utf8mb4_bin FROM mysql.roles_mapping m JOIN reach
+    ON m.host = '' AND m.user = reach.name
+)
+SELECT g.user, COALESCE(JSON_VALUE(g.priv, '$.access'), 0) FROM mysql.global_priv g JOIN reach ON g.user = reach.name
+WHERE g.host = '' ORDER BY g.user <> lent, g.user //
+
 -- What is over and was not ended: Vault is dead, or has given up.
 CREATE OR REPLACE DEFINER=breakglass_definer@localhost EVENT breakglass.end_what_is_over
 ON SCHEDULE EVERY 10 SECOND DO
@@ -117,3 +130,4 @@ DELIMITER ;
 
 GRANT EXECUTE ON PROCEDURE breakglass.look TO bg_watch;
 GRANT EXECUTE ON PROCEDURE breakglass.marked TO bg_watch;
+GRANT EXECUTE ON PROCEDURE breakglass.rights TO bg_watch;
