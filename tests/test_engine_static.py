@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import hostile
 import psycopg
@@ -22,10 +23,12 @@ from real_parts import WATCH_ROLE, Real
 from bot.demo.parts import OpenBao
 from bot.demo.vault_setup import LOG_KEY, LOG_MOUNT, prepare_target, set_up
 from bot.entries import _issue_line
+from storage.audit import Actor
 from workflows import policy as rules
 from workflows.engines import ENGINES, LevelSettings
 from workflows.errors import Conflict, Invalid, Unavailable
 from workflows.lifecycle import Action
+from workflows.trial import try_level
 from workflows.vault_apply import SAME, Operator, compare
 from workflows.vault_plan import LevelSetup, plan
 
@@ -447,3 +450,31 @@ def test_the_entry_says_that_the_name_is_shared(lent, desk):
     assert desk.finish(row.id, now=desk.now)
     [ended] = [record for record in desk.log_of(row) if record.event == Action.END.value]
     assert ended.data["shown"][0] == f"the account {ACCOUNT} cannot log in"
+
+
+# ----------------------------------------------------------------------------------------------- trials of the level
+
+
+def _try(lent, vault, database):
+    repair = SimpleNamespace(name="repair", settings=lent.read.settings, quorum=1)
+    account = SimpleNamespace(name="orders", levels={"repair": repair})
+    return try_level(vault, database, account, repair, Actor("", "shell:ada"))
+
+
+def test_a_trial_enables_the_account_for_a_moment(lent, lent_vault, database):
+    """It logs in, and afterwards the account cannot log in, with a password that nobody knows."""
+    seen = _try(lent, lent_vault, database)
+    assert seen[0] == "it logs in"
+    assert f"the account {ACCOUNT} cannot log in" in seen
+    assert not lent.is_enabled()
+
+
+def test_a_trial_never_ends_the_grant_that_has_the_account(lent, lent_vault, database):
+    """While a request has it, the trial fails, says who has it, and the requester's session goes on."""
+    credential, grant, _ = lent.open(lent_vault, name="BG-7KQ2")
+    with lent.connect(credential) as session:
+        with pytest.raises(Unavailable, match="bg-7kq2"):
+            _try(lent, lent_vault, database)
+        assert session.execute("SELECT 1").fetchone() == (1,)
+        assert lent.is_enabled()
+    lent.end(lent_vault, grant)
