@@ -278,6 +278,8 @@ def test_a_credential_without_a_lease_is_lost_with_its_token(counter, rounds, re
         stored.lease_id = None
         session.add(stored)
     assert rounds.make(seconds=1).lost == []
+    assert rounds.make(minutes=2).lost == []
+    assert rounds.said(about=PREFIX) == []  # a lease that came with it, and is not known, is not a stranger's
     real.root_vault().revoke_accessor(grant.accessor)
     assert rounds.make(seconds=1).lost == [row.id]
     assert counter.log_of(row)[-1].data["gone"] == "token"
@@ -343,18 +345,36 @@ def test_from_a_silent_vault_nothing_is_concluded(counter, rounds, real):
         assert counter.fresh(row).state is State.ACTIVE
         assert rounds.said(about="unreadable") == []
         rounds.make(minutes=5)
-        told = {alarm.data["place"] for alarm in rounds.said(about="unreadable")}
-        assert PREFIX in told
-        (alarm,) = rounds.said(about=PREFIX)
+        (alarm,) = rounds.said(about="'Vault'")
+        assert alarm.data["kind"] == "unreadable"
         assert alarm.data["why"] == "Vault is sealed or not ready."
         assert alarm.data["seconds"] >= 300
         rounds.make(minutes=1)
-        assert len(rounds.said(about=PREFIX)) == 1
+        assert len(rounds.said(about="'Vault'")) == 1
     rounds.make(minutes=1)
-    assert len(rounds.said(CLEAR, about=PREFIX)) == 1
+    assert len(rounds.said(CLEAR, about="'Vault'")) == 1
     assert len(rounds.said(about=stray.lease_id)) == 1
     assert counter.fresh(row).state is State.ACTIVE
     assert credential.lease_id in counter.vault.leases(PREFIX)
+
+
+def test_a_right_that_the_bot_lacks_is_an_alarm(counter, rounds, real):
+    """A Vault policy without a level's leases leaves the bot blind: that is said, and is not "nothing is there"."""
+    row, _ = opened(counter)
+    policy = real.bao.call("GET", "sys/policies/acl/breakglass-bot")["data"]["policy"]
+    blind = policy.replace(f"sys/leases/lookup/{PREFIX}", "sys/leases/lookup/nothing")
+    real.bao.call("PUT", "sys/policies/acl/breakglass-bot", {"policy": blind})
+    try:
+        for _ in range(7):
+            assert rounds.make(minutes=1).lost == []
+        (alarm,) = rounds.said(about="unreadable")
+        assert alarm.data["place"] == PREFIX
+        assert "permission denied" in alarm.data["why"]
+    finally:
+        real.bao.call("PUT", "sys/policies/acl/breakglass-bot", {"policy": policy})
+    rounds.make(minutes=1)
+    assert len(rounds.said(CLEAR, about="unreadable")) == 1
+    assert counter.fresh(row).state is State.ACTIVE
 
 
 def test_a_target_that_cannot_be_looked_at_is_an_alarm_after_minutes(counter, rounds, real):

@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 ALARM: Final = "access:alarm"
 CLEAR: Final = "access:clear"
 
+_STUCK: Final = "sys/leases"  # where Vault lists what it has given up revoking
+_VAULT: Final = "Vault"  # the place that is Vault itself
 _CLAIM: Final = ("reconcile", "*")  # the row that says who makes a round, and when the next one is due
 _HOLD: Final = timedelta(minutes=5)  # for how long a round that vanished keeps others from making one
 _AT_ONCE: Final = 500  # leases looked up, or revoked, in one round at one place; the rest has its turn in the next
@@ -129,9 +131,13 @@ class _Record:
         """Whether a name at a target is that of an open grant, or may be that of one being opened, or of a trial."""
         return name in self._names or name.startswith(self._begun)
 
-    def may_be_tried(self, lease: Lease) -> bool:
-        """Whether a lease may be that of a trial, which is on record and ends within its minute."""
-        return any(began - CLOCK_SKEW <= lease.issue_time for began, _ in self.trials)
+    def may_explain(self, lease: Lease, prefix: str) -> bool:
+        """Whether a lease may be that of a trial, or of a grant that was issued without its lease being known."""
+        return any(began - CLOCK_SKEW <= lease.issue_time for began, _ in self.trials) or any(
+            grant.intended_at - CLOCK_SKEW <= lease.issue_time <= grant.issued_at + CLOCK_SKEW
+            for grant, _ in self.grants
+            if grant.lease_id is None and grant.issued_at is not None and grant.lease_prefix.strip("/") == prefix
+        )
 
 
 class Reconciler:
@@ -176,25 +182,22 @@ class Reconciler:
         before = self._record(now)
         sources = self._sources(before)
         there: dict[str, frozenset[str]] = {}
-        silent: Unavailable | None = None
+        made.seen.add((Kind.UNREADABLE, _VAULT))
         for prefix in sorted({source.prefix for source in sources if source.prefix}):
-            if silent is not None:
-                self._unreadable(made, prefix, silent, since, now)  # nobody waits for Vault's silence twice
-                continue
             try:
                 there[prefix] = self._desk.vault.leases(prefix)
                 made.seen |= {(Kind.LEASE, prefix), (Kind.UNREADABLE, prefix)}
             except VaultRefused as refused:
                 self._unreadable(made, prefix, refused, since, now)
             except Unavailable as down:
-                silent = down
-                self._unreadable(made, prefix, down, since, now)
+                self._unreadable(made, _VAULT, down, since, now)  # all of it: nobody waits for its silence twice
+                break
         # 2. Leases that nothing explains, and those on which Vault gave up.
         if strays := {prefix: left for prefix, ids in there.items() if (left := ids - before.leases)}:
             after = self._record(now)
             for prefix, left in strays.items():
                 self._strays(made, prefix, sorted(left - after.leases), record=after, since=since, now=now)
-        self._stuck(made, there)
+        self._stuck(made, there, since, now)
         # 3. Grants whose credential is gone.
         for grant, state in before.grants:
             if allowed_roles(State(state), Action.LOSE):
@@ -273,7 +276,7 @@ class Reconciler:
                 return
             # By our own clock, from when it was first seen; or by Vault's, whose may differ.
             is_old = now - since.get(found.key, now) >= longest or now - lease.issue_time >= longest + CLOCK_SKEW
-            if not is_old or record.may_be_tried(lease):
+            if not is_old or record.may_explain(lease, prefix):
                 made.found.append(Found(Kind.LEASE, prefix, lease_id, is_ripe=False))
                 continue
             is_down = is_down or self._revoke(lease_id)
@@ -281,12 +284,17 @@ class Reconciler:
         if len(ids) > _AT_ONCE:
             made.seen.discard((Kind.LEASE, prefix))  # not all was looked at: nothing is called gone
 
-    def _stuck(self, made: Round, there: Mapping[str, frozenset[str]]) -> None:
+    def _stuck(
+        self, made: Round, there: Mapping[str, frozenset[str]], since: Mapping[str, datetime], now: datetime
+    ) -> None:
+        if not there:
+            return
         try:
             stuck = self._desk.vault.irrevocable()
         except _NO as error:
-            log.warning("Vault's irrevocable leases could not be listed: %s", error.sentence)
+            self._unreadable(made, _STUCK, error, since, now)
             return
+        made.seen.add((Kind.UNREADABLE, _STUCK))
         for prefix in there:
             made.seen.add((Kind.STUCK, prefix))
             is_down = ""
