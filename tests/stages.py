@@ -60,6 +60,7 @@ class Stage:
     elsewhere: Mapping[str, tuple[str, ...]]
     public_key: str | None = None
     is_named: bool = True  # after the request, at the target
+    short: timedelta = timedelta(seconds=3)  # enough to make one on a busy machine
     target: Any = None  # for the tests of that engine alone
 
     @property
@@ -287,6 +288,7 @@ def ssh(folder: Path) -> Iterator[Stage]:
                 secrets=lambda _: (),  # a certificate opens nothing without the key, which never leaves the responder
                 elsewhere={"mount": ("../sys", "a//b", "a*"), "role": ("a/b", "..", "*"), "host": ("a b", "$(id)")},
                 public_key=keygen(key),
+                short=timedelta(seconds=15),
             )
 
 

@@ -497,10 +497,17 @@ class Vault:
 
     def own_capabilities(self, paths: Sequence[str]) -> dict[str, frozenset[str]]:
         """Return what the bot's token may do at each of the paths. Raises Unavailable, VaultRefused."""
-        answer = self._own("post", "sys/capabilities-self", {"paths": list(paths)})
+        return self._capabilities("sys/capabilities-self", paths, {})
+
+    def capabilities_of(self, accessor: str, paths: Sequence[str]) -> dict[str, frozenset[str]]:
+        """Return what the token with that accessor may do at each of the paths. Raises Unavailable, VaultRefused."""
+        return self._capabilities("sys/capabilities-accessor", paths, {"accessor": accessor})
+
+    def _capabilities(self, whose: str, paths: Sequence[str], more: Mapping[str, str]) -> dict[str, frozenset[str]]:
+        answer = self._own("post", whose, {"paths": list(paths), **more})
         self._must(answer, "ask for capabilities")
         if any(not isinstance(answer.data.get(path), list) for path in paths):
-            raise Unavailable("Vault's answer about the bot's rights leaves some of them out.")
+            raise Unavailable("Vault's answer about a token's rights leaves some of them out.")
         return {path: frozenset(map(str, answer.data[path])) for path in paths}
 
     def is_refused(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bool:

@@ -191,13 +191,9 @@ def outliving(vault: Vault, accessor: str, role: str) -> tuple[str, ...]:
 
     Raises Unavailable, VaultRefused.
     """
-    able: dict[str, None] = {}
-    for path, meaning in OUTLIVING.items():
-        if "{role}" in path and not role:
-            continue
-        if vault.capabilities(path.format(role=role), accessor=accessor) & _CHANGES:
-            able[meaning] = None
-    return tuple(able)
+    asked = {path.format(role=role): meaning for path, meaning in OUTLIVING.items() if role or "{role}" not in path}
+    may = vault.capabilities_of(accessor, tuple(asked))
+    return tuple(dict.fromkeys(meaning for path, meaning in asked.items() if may[path] & _CHANGES))
 
 
 def _listed(names: tuple[str, ...] | frozenset[str]) -> str:
