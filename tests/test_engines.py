@@ -270,9 +270,42 @@ def test_a_login_that_vault_forgot_is_seen_at_the_target(real, vault):
     assert DATABASE.prove(vault, grant) == ("its role does not exist", "no session of it is open")
 
 
+def test_what_a_stolen_token_read_in_the_last_moment_is_seen(real, vault):
+    """Vault lets live what is being read while the token ends; the login is named after the request, and is found."""
+    _, grant, child = real.open(vault, name="BG-ST0L")
+    prefix = grant.lease_prefix
+    known = vault.leases(prefix)
+    is_over, thieves = threading.Event(), []
+
+    def read():
+        while not is_over.is_set():
+            try:
+                vault.read_as(child, prefix)
+            except (Unavailable, VaultRefused):
+                return
+
+    for _ in range(8):
+        thieves.append(threading.Thread(target=read))
+        thieves[-1].start()
+    assert real.until(lambda: len(vault.leases(prefix)) > len(known) + 8)
+    assert real.take_back(vault, grant)
+    is_over.set()
+    for thief in thieves:
+        thief.join(60)
+    left = vault.leases(prefix) - known
+    # What is left depends on the moment; that it is seen does not.
+    if logins := {name for name in DATABASE.identities(vault, grant.options) if name.startswith("bg-st0l-")}:
+        with pytest.raises(Unavailable, match=f"{len(logins)} logins"):
+            DATABASE.prove(vault, grant)
+    for lease in left:  # as reconciliation does
+        vault.revoke_lease(lease, sync=True)
+    assert not [name for name in DATABASE.identities(vault, grant.options) if name.startswith("bg-st0l-")]
+    assert DATABASE.prove(vault, grant) == ("its role does not exist", "no session of it is open")
+
+
 def test_a_session_of_a_dropped_role_is_seen_and_swept(real, vault):
     """PostgreSQL lets a session outlive its role; it counts, and the next look ends it."""
-    credential, grant, _ = real.open(vault)
+    credential, grant, _ = real.open(vault, name="BG-DR0P")
     assert real.take_back(vault, grant)
     with psycopg.connect(real.pg.dsn, autocommit=True) as server:
         server.execute("CREATE ROLE passing LOGIN PASSWORD 'x'")

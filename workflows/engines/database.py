@@ -151,14 +151,14 @@ class Database(Leased):
         with watching(vault, grant.options) as target:
             if target is None:
                 return ()
-            # Without its name (a crash before it was recorded): whatever is named after the request.
-            like = grant.identity or f"{grant.request_id.lower()}-%"
+            # Not only the name on record. The bot may have died before it recorded one; and a grant's token that was
+            # stolen reads again: Vault leaves alone what is being read in the moment of the token's end.
             able, there, sessions = one(
                 target,
                 "SELECT count(*) FILTER (WHERE rolcanlogin), count(*), "
-                "(SELECT count(*) FROM pg_stat_activity WHERE usename LIKE %(like)s) "
-                "FROM pg_roles WHERE rolname LIKE %(like)s",
-                {"like": _escaped(like) if grant.identity else like},
+                "(SELECT count(*) FROM pg_stat_activity WHERE usename = %(name)s OR usename LIKE %(like)s) "
+                "FROM pg_roles WHERE rolname = %(name)s OR rolname LIKE %(like)s",
+                {"name": grant.identity or "", "like": f"{_escaped(grant.request_id.lower())}-%"},
             )
             # Of a role that is dropped, a session still shows the number and no name any more.
             (orphans,) = one(
