@@ -29,8 +29,9 @@ from bot.cursors import seconds_behind
 from storage import audit, heads
 from storage.database import DatabaseDown
 from storage.followers import FOLLOWERS, lags
-from storage.models import Request, State
+from storage.models import Alarm, Feed, Request, State
 from workflows.errors import Unavailable
+from workflows.reconcile import CLAIM, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -44,7 +45,8 @@ log = logging.getLogger(__name__)
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _AT_ONCE: Final = 8
 _SECONDS: Final = 10  # for one connection
-_R: Final[Any] = Request  # its columns, in queries: SQLModel types them as the values
+_R: Final[Any] = Request  # their columns, in queries: SQLModel types them as the values
+_A: Final[Any] = Alarm
 
 
 def read(database: Database, rules: LogRules | None, *, now: datetime) -> str:
@@ -54,6 +56,9 @@ def read(database: Database, rules: LogRules | None, *, now: datetime) -> str:
         standing = heads.standing(session, now=now)
         rows = session.execute(select(_R.state, func.count()).group_by(_R.state))
         counted: dict[str, int] = {state: count for state, count in rows}  # noqa: C416 - rows are not pairs to mypy
+        said = session.execute(select(_A.kind, func.count()).where(_A.said_at.is_not(None)).group_by(_A.kind))
+        alarms: dict[str, int] = {kind: count for kind, count in said}  # noqa: C416
+        rounds = session.get(Feed, CLAIM)
     newest = standing.newest
     parts = [
         _metric("breakglass_log_entries_total", "counter", "Entries of the log.", [({}, size)]),
@@ -87,6 +92,18 @@ def read(database: Database, rules: LogRules | None, *, now: datetime) -> str:
             "gauge",
             "Requests by state.",
             [({"state": state.value}, counted.get(state.value, 0)) for state in State],
+        ),
+        _metric(
+            "breakglass_access_alarms",
+            "gauge",
+            "What is live and on no record, or cannot be looked at, and is alarmed, by kind.",
+            [({"kind": kind.value}, alarms.get(kind.value, 0)) for kind in Kind],
+        ),
+        _metric(
+            "breakglass_reconcile_failures",
+            "gauge",
+            "Reconciliations in a row that were begun and not finished; 1 while one is under way.",
+            [({}, rounds.failures if rounds else 0)],
         ),
     ]
     return "".join(parts)

@@ -19,7 +19,7 @@ from counter import ADA, CARL, PATIENCE, RITA, counter_at
 from real_parts import Real, level_for
 from sqlmodel import select
 
-from bot import views
+from bot import metrics, views
 from bot.demo.parts import OpenBao, Postgres
 from bot.demo.vault_setup import prepare_target, set_up
 from storage.database import Database
@@ -444,6 +444,49 @@ def test_a_bot_that_died_in_its_round_holds_up_nobody(counter):
     reconciler = Reconciler(counter)
     assert reconciler.tick(now=counter.now) is None
     assert reconciler.tick(now=counter.now + timedelta(minutes=5)) is not None
+
+
+def test_rounds_that_fail_and_what_is_alarmed_are_numbers(counter, rounds, real, monkeypatch):
+    """A monitoring system sees that nobody can reconcile, and how many alarms stand."""
+    reconciler = Reconciler(counter)
+
+    def number(name):
+        text = metrics.read(counter.database, None, now=counter.now)
+        (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
+        return line.rpartition(" ")[2]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(reconciler, "round", lambda **_: 1 / 0)
+        for _ in range(3):
+            counter.pass_time(minutes=1)
+            with pytest.raises(ZeroDivisionError):
+                reconciler.tick(now=counter.now)
+    assert number("breakglass_reconcile_failures") == "3"
+    counter.pass_time(minutes=1)
+    assert reconciler.tick(now=counter.now) is not None
+    assert number("breakglass_reconcile_failures") == "0"
+    before = int(number('breakglass_access_alarms{kind="identity"}'))
+    with login_by_hand(real, f"bg-9zzz-{secrets.token_hex(4)}"):
+        rounds.make(minutes=1)
+        rounds.make(minutes=1)
+        assert int(number('breakglass_access_alarms{kind="identity"}')) == before + 1
+
+
+def test_one_target_with_an_unexpected_error_hides_no_other_and_is_not_taken_for_empty(
+    counter, rounds, real, monkeypatch
+):
+    """A mistake of ours in one engine is an alarm like a target that is down; the leases are looked at all the same."""
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    stray, _, _ = real.open(counter.vault)
+    monkeypatch.setattr(type(ENGINES["database"]), "identities", broken)
+    for _ in range(7):
+        rounds.make(minutes=1)
+    (alarm,) = rounds.said(about="unreadable")
+    assert "unexpected error" in alarm.data["why"]
+    assert len(rounds.said(about=stray.lease_id)) == 1
 
 
 # --------------------------------------------------------------------------------------- endings while a target is down

@@ -56,7 +56,7 @@ CLEAR: Final = "access:clear"
 
 _STUCK: Final = "sys/leases"  # where Vault lists what it has given up revoking
 _VAULT: Final = "Vault"  # the place that is Vault itself
-_CLAIM: Final = ("reconcile", "*")  # the row that says who makes a round, and when the next one is due
+CLAIM: Final = ("reconcile", "*")  # the row that says who makes a round, and when the next one is due
 _HOLD: Final = timedelta(minutes=5)  # for how long a round that vanished keeps others from making one
 _AT_ONCE: Final = 500  # leases looked up, or revoked, in one round at one place; the rest has its turn in the next
 _TOLD: Final = 20  # names in one entry
@@ -169,10 +169,13 @@ class Reconciler:
         """Make a round if one is due and nobody else makes it. Raises Unavailable when the database does not answer."""
         if not self._take(now):
             return None
+        is_done = False
         try:
-            return self.round(now=now)
+            made = self.round(now=now)
+            is_done = True
         finally:
-            self._give_back()
+            self._give_back(is_done=is_done)
+        return made
 
     def round(self, *, now: datetime) -> Round:
         """Look everywhere, once. Raises Unavailable when the database does not answer."""
@@ -357,6 +360,10 @@ class Reconciler:
                 names[source.target] |= ENGINES[source.engine].identities(self._desk.vault, source.options)
             except _NO as error:
                 failed[source.target] = error
+            except Exception:
+                # The other targets must have their turn, and this one must not look as if nothing were there.
+                log.exception("%s could not be looked at", source.target)
+                failed[source.target] = Unavailable("An unexpected error; see the bot's log file.")
         for target, failure in failed.items():
             self._unreadable(made, target, failure, since, now)
         unexplained = {
@@ -426,22 +433,24 @@ class Reconciler:
 
     def _take(self, now: datetime) -> bool:
         with database_errors(), self._desk.database.read() as session:
-            if not _is_free(session.get(Feed, _CLAIM), now):
+            if not _is_free(session.get(Feed, CLAIM), now):
                 return False
         with database_errors(), self._desk.database.write() as session:
-            row = session.get(Feed, _CLAIM)
+            row = session.get(Feed, CLAIM)
             if not _is_free(row, now):
                 return False
-            row = row or Feed(follower=_CLAIM[0], request_id=_CLAIM[1], seq=-1)
+            row = row or Feed(follower=CLAIM[0], request_id=CLAIM[1], seq=-1)
             row.holder, row.held_until, row.retry_at = self._holder, now + _HOLD, now + self._every
+            row.failures += 1  # until it is done: a bot that dies in each round must show
             session.add(row)
         return True
 
-    def _give_back(self) -> None:
+    def _give_back(self, *, is_done: bool) -> None:
         with database_errors(), self._desk.database.write() as session:
-            row = session.get(Feed, _CLAIM)
+            row = session.get(Feed, CLAIM)
             if row is not None and row.holder == self._holder:
                 row.holder, row.held_until = None, None
+                row.failures = 0 if is_done else row.failures
                 session.add(row)
 
 
