@@ -61,6 +61,7 @@ class Stage:
     public_key: str | None = None
     is_named: bool = True  # after the request, at the target
     short: timedelta = timedelta(seconds=3)  # enough to make one on a busy machine
+    is_seen: bool = True  # whether the end is looked at there
     target: Any = None  # for the tests of that engine alone
 
     @property
@@ -236,6 +237,7 @@ def path(folder: Path) -> Iterator[Stage]:
                 ),
                 "shows": ("user name", "a, a", "a,", "$(id)"),
             },
+            is_seen=False,
             target=pg,
         )
 
@@ -345,6 +347,7 @@ def token(folder: Path) -> Iterator[Stage]:
             *set_up(bao, level),
             works=works,
             secrets=lambda made: (made.token,),
+            is_seen=False,
             elsewhere={
                 "address": (
                     "",

@@ -6,17 +6,26 @@ to an engine is in ``test_engine_<name>.py``.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shutil
 import textwrap
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import requests
+from counter import CARL, PATIENCE, POLICY, RITA, Counter, People
 from stages import STAGES, until
 
+from bot import modals
+from bot.sandbox.blocks import Surface, check_view
+from storage.database import Database
+from storage.models import State
 from workflows import engines
+from workflows import policy as rules
 from workflows.engines import ENGINES, LevelSettings, Wish
 from workflows.engines.seam import Exclusive
 from workflows.errors import Invalid, Unavailable
@@ -132,6 +141,60 @@ def test_a_token_that_made_nothing_is_gone_when_it_is_revoked(stage, vault):
     empty = replace(grant, accessor=child.accessor, lease_id=None, identity=None)
     assert not stage.engine.is_gone(vault, empty, NOBODYS)
     assert stage.take_back(vault, empty)
+
+
+# ------------------------------------------------------------------------------------------------------ at the desk
+
+
+@pytest.fixture
+def desk(stage, vault, sqlite_template, tmp_path):
+    """A desk whose level "read" is the engine's, read from a policy file."""
+    text = POLICY.read_text(encoding="utf-8")
+    old = text[text.index("        engine: database") : text.index("        quorum: 1")]
+    keys = {"engine": stage.settings.engine, "token_role": stage.settings.token_role, **stage.settings.options}
+    text = text.replace(old, "".join(f"        {key}: {json.dumps(value)}\n" for key, value in keys.items()), 1)
+    shutil.copyfile(sqlite_template, tmp_path / "desk.db")
+    people, database = People(), Database(f"sqlite:///{tmp_path / 'desk.db'}")
+    desk = Counter(database, rules.parse(text, name="stage"), people, vault, team="T0SANDBOX", patience=PATIENCE)
+    desk.now, desk.people = datetime.now(UTC), people
+    yield desk
+    database.close()
+
+
+def _approved(desk, stage):
+    row = desk.ask(public_key=stage.public_key or "")
+    return desk.approve(CARL, row.id, row.version, now=desk.now)
+
+
+def test_a_request_lives_and_ends_at_the_desk(stage, desk):
+    """Asked for, approved, shown, shown afresh, handed back: first one is over, then the other, and the log says so."""
+    row = _approved(desk, stage)
+    first = desk.show(row)
+    assert stage.works(first)
+    second = desk.show(row)
+    assert until(lambda: not stage.works(first))
+    assert stage.works(second)
+    desk.release(RITA, row.id, desk.case(row.id).request.version, now=desk.now)
+    assert until(lambda: desk.finish(row.id, now=desk.now))
+    assert until(lambda: not stage.works(second))
+    assert desk.case(row.id).state is State.ENDED
+    entries = desk.log_of(row)
+    end = next(entry for entry in entries if entry.event == "credential:end")
+    assert bool(end.data["shown"]) is stage.is_seen
+    told = json.dumps([entry.data for entry in entries])
+    assert not [secret for made in (first, second) for secret in stage.secrets(made) if secret in told]
+
+
+def test_the_window_can_show_it(stage, desk):
+    """Slack takes the window with the credential in it, and what is secret stands there and nowhere else."""
+    row = _approved(desk, stage)
+    made = desk.show(row)
+    view = modals.credential(desk.case(row.id), made, now=desk.now)
+    check_view(view, Surface.MODAL)
+    shown = json.dumps(view)
+    assert all(json.dumps(secret)[1:-1] in shown for secret in stage.secrets(made))
+    desk.release(RITA, row.id, desk.case(row.id).request.version, now=desk.now)
+    assert until(lambda: desk.finish(row.id, now=desk.now))
 
 
 # ------------------------------------------------------------------------------------------------ when Vault is away
