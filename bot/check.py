@@ -28,6 +28,7 @@ from storage.followers import FOLLOWERS, CopyTrouble, Notary, NotReadable, build
 from storage.heads import Rewritten
 from storage.signers import SignerDown
 from workflows import policy as rules
+from workflows.control_group import trouble
 from workflows.engines import ENGINES
 from workflows.engines.seam import Inspected, Judged
 from workflows.errors import BreakGlassError
@@ -274,7 +275,11 @@ def _levels(vault: Vault, policy: Policy, trials: Database | None, who: Actor) -
             name = f"{account.name}/{level.name}"
             found = [_level(vault, name, level), *_target(vault, name, level)]
             yield from found
-            if trials is not None and all(finding.is_fine for finding in found):
+            if trials is not None and level.control is not None:
+                yield Finding(
+                    True, f"{name}: not tried, since it takes its custodians' own keys: rehearse it as a drill."
+                )
+            elif trials is not None and all(finding.is_fine for finding in found):
                 yield _trial(vault, trials, account, level, who)
 
 
@@ -320,6 +325,7 @@ def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
             may = [vault.capabilities(rule.path, accessor=child.accessor) for rule in allowed]
             if isinstance(engine, Judged):
                 engine.judge(vault, child, settings.options)
+            held = "" if level.control is None else trouble(vault, child, engine.path(settings.options))
         finally:
             vault.revoke_accessor(child.accessor)
         own = [vault.capabilities(rule.path) for rule in allowed]
@@ -337,5 +343,8 @@ def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
             return Finding(False, f"{name}: the bot's own token may use {path}; it must not: take that right away.")
     if not allowed:
         return Finding(True, f"{name}: a grant's token has the policies that the level names.")
+    if held:
+        return Finding(False, f"{name}: its custodians do not hold it with keys of their own: {held}")
     paths = " and ".join(rule.path for rule in allowed)
-    return Finding(True, f"{name}: a grant's token may use {paths}, and the bot itself may not.")
+    keys = "" if level.control is None else " when its custodians authorise it with keys of their own"
+    return Finding(True, f"{name}: a grant's token may use {paths}{keys}, and the bot itself may not.")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bot import (
+    approve_command,
     export_command,
     follower_commands,
     log_commands,
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     policy_check.add_argument("file", type=Path)
     policy_check.set_defaults(run=_policy_check)
 
+    approve_command.add(commands)
     open_command.add(commands)
     export_command.add(commands, who=_me)
     log_commands.add(commands, who=_me)

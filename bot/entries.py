@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot.blockkit import Block, escape, label, mention, person, plain, plural, typed, when
+from bot.blockkit import Block, copyable, escape, label, mention, person, plain, plural, typed, when
 from storage.models import Outcome, State
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
@@ -163,6 +163,8 @@ def _reveal_line(record: Record, who: str, _case: Case | None, _name: str) -> Wo
 
 
 def _hold_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    if record.data.get("wrapping_accessor"):
+        return _keys_line(record)
     names = ", ".join(f"`{escape(str(name), 100)}`" for name in _listed(record.data, "waiting_for")) or "a copy"
     number = _number(record.data, "credential")
     if record.data.get("given_up"):
@@ -173,6 +175,18 @@ def _hold_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wor
         f"there. It comes by itself if that is within {span}."
     )
     return line, []
+
+
+def _keys_line(record: Record) -> Words:
+    data = record.data
+    span = say_duration(timedelta(seconds=_number(data, "within_seconds")))
+    line = (
+        f"*Custodians, with keys of your own:* Vault makes credential {_number(data, 'credential')} only when "
+        f"{_number(data, 'need')} of `{escape(str(data.get('group', '')), 100)}` authorise it within {span}. Only if "
+        "you know why it is needed, type this on your own machine; it shows what it is before it asks you:"
+    )
+    command = f"breakglass approve {record.request_id} --accessor {data.get('wrapping_accessor')}"
+    return line, [copyable(command)]
 
 
 def _alarm_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
@@ -236,7 +250,9 @@ def _issue_line(record: Record, _who: str, case: Case | None, _name: str) -> Wor
     number = _number(record.data, "credential")
     fresh = "A fresh credential" if record.event == Action.REISSUE else "Credential"
     end = f"; it ends {when(case.request.expires_at)}" if case and case.request.expires_at else ""
-    line = f"*{fresh} {number} was issued*{to}{name}{end}."
+    keys = ", ".join(f"`{escape(who, 80)}`" for who in map(str, _listed(record.data, "authorised_by")))
+    by = f" Authorised at Vault by {keys}." if keys else ""
+    line = f"*{fresh} {number} was issued*{to}{name}{end}.{by}"
     if record.data.get("delivery"):
         line += " Neither the bot nor Slack has seen it: it can be opened once, within a minute."
     return line, []

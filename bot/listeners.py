@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from slack_bolt import Ack, App, Respond
     from slack_sdk import WebClient
 
+    from workflows.control_group import Question
     from workflows.desk import Desk
     from workflows.policy import Account, Level
 
@@ -433,8 +434,15 @@ class _Front:
                     first.close()  # others go on: this may take a minute
                     redraw(client, view_id, modals.held(click.request_id, names))
 
-                made = self.desk.issue(intent, now=now, held=held)
-                now = self.now() if was_held else now
+                asked_at: list[datetime] = []
+
+                def asked(question: Question) -> None:
+                    asked_at.append(self.now())  # its time runs already
+                    first.close()
+                    redraw(client, view_id, modals.asked(question))
+
+                made = self.desk.issue(intent, now=now, held=held, asked=asked)
+                now = asked_at[0] if asked_at else self.now() if was_held else now
                 show_secret(client, view_id, modals.handed_over(case, made, now=now), pause=self.pause)
 
     def intercept(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:

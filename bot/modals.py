@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from storage.models import Request
+    from workflows.control_group import Question
     from workflows.door import Case
     from workflows.engines import Credential
     from workflows.policy import Account, Level, Policy, Verdict
@@ -339,6 +340,22 @@ def held(name: str, copies: Sequence[str]) -> View:
                 f"⏳ Waiting for the log's copy {listed}…\nYour credential is made only when what led to it is on "
                 "record there. It appears here by itself; keep this window open."
             )
+        ],
+    )
+
+
+def asked(question: Question) -> View:
+    """Return what stands there while custodians are asked to authorise it with keys of their own."""
+    return _modal(
+        views.CREDENTIAL,
+        question.request_id,
+        [
+            section(
+                f"⏳ Waiting for {plural(question.need, 'custodian')} with keys of their own…\nVault gives your "
+                f"credential out only when they have authorised it, within {say_duration(question.within)}. They were "
+                "told in the thread; each of them types this. It appears here by itself; keep this window open."
+            ),
+            rich([copyable(question.command())]),
         ],
     )
 

@@ -87,6 +87,37 @@ def operator_from_environment(environment: Mapping[str, str]) -> OperatorSetting
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CustodianSettings:
+    """Where a custodian reaches Vault, and their own token there; empty when they log in by name."""
+
+    vault_address: str
+    vault_token: str = field(repr=False)
+    vault_namespace: str | None
+    vault_ca_file: str | None
+
+
+def custodian_from_environment(environment: Mapping[str, str], *, by_name: bool) -> CustodianSettings:
+    """Read a custodian's ``environment``. Raises :class:`SettingsInvalid` with every problem.
+
+    ``by_name``: they log in with a name and a password, and a token that happens to be there is not theirs to use.
+    """
+    address, token = (environment.get(name, "").strip() for name in ("VAULT_ADDR", "VAULT_TOKEN"))
+    problems = []
+    if not address.startswith("http"):
+        problems.append("VAULT_ADDR is not set: where Vault or OpenBao answers, as https://vault.example.com:8200.")
+    if not token and not by_name:
+        problems.append("VAULT_TOKEN is not set: log in to Vault as yourself and put your token there, or give --user.")
+    if problems:
+        raise SettingsInvalid(tuple(problems))
+    return CustodianSettings(
+        vault_address=address.rstrip("/"),
+        vault_token="" if by_name else token,
+        vault_namespace=environment.get("VAULT_NAMESPACE", "").strip() or None,
+        vault_ca_file=environment.get("VAULT_CACERT", "").strip() or None,
+    )
+
+
 def policy_file(environment: Mapping[str, str]) -> Path:
     """Return where the policy file is."""
     return Path(environment.get("BREAKGLASS_POLICY", "").strip() or "breakglass.yml")

@@ -557,7 +557,8 @@ class ThreadFollower:
         Security alone, when the log cannot be trusted, its key changes, a copy of it is behind, or what is live is not
         what is on record.
         """
-        events = {record.event for record in records if record.refused is None}
+        done = [record for record in records if record.refused is None]
+        events = {record.event for record in done}
         called: dict[str, str] = {}
         if alarms := events & _CALLS_SECURITY:
             security = " ".join(self._mention(claim, name) for name in self._policy().security)
@@ -571,6 +572,8 @@ class ThreadFollower:
             policy = self._policy()
             names = dict.fromkeys((*policy.leadership, *policy.security))
             called |= dict.fromkeys(alarming, " ".join(self._mention(claim, name) for name in names))
+        if any(record.event == Action.HOLD and record.data.get("wrapping_accessor") for record in done):
+            called[Action.HOLD] = " ".join(f"<@{person}>" for person in case.request.custodians)
         if Action.ESCALATE in events:
             called[Action.ESCALATE] = " ".join(f"<@{person}>" for person in case.request.custodians)
         return called

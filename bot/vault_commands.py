@@ -85,9 +85,13 @@ def _apply(options: argparse.Namespace) -> int:
             sys.stdout.write(f"Set {name} before --yes: only you know what is to be in there.\n")
         sys.stdout.write("Nothing was changed.\n")
         return 0
-    done = sum(1 for _ in carry_out(operator, differences, levels_of(policy), settings.environment))
+    levels = levels_of(policy)
+    done = sum(1 for _ in carry_out(operator, differences, levels, settings.environment))
     sys.stdout.write(f"Done: {done} written.\n" if done else "Nothing to do.\n")
-    # 3. The bot's login.
+    # 3. Who is in the custodians' groups is not in the policy: say what is missing there.
+    for sentence in operator.group_trouble(levels):
+        sys.stdout.write(f"MISSING  {sentence}\n")
+    # 4. The bot's login.
     if options.credentials_to is not None:
         _write_credentials(operator, options.credentials_to)
         sys.stdout.write(f"The bot's login is in {options.credentials_to}, readable by you alone.\n")

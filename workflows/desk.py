@@ -393,9 +393,11 @@ class Desk(Issuer):
                 grants = turn.grants()
                 live = next((g for g in grants if g.ended_at is None), None)
                 if live is not None and live.issued_at is None:
+                    level = self.names(turn.case())[1]
+                    longest = self.longest_opening + (level.control.ttl if level and level.control else timedelta(0))
                     raise Conflict(
                         f"The credential of {row.id} is being opened right now. If nothing appears within "
-                        f"{rules.say_duration(self.longest_opening)}, press the button again.",
+                        f"{rules.say_duration(longest)}, press the button again.",
                         code="in_progress",
                     )
                 self._not_stale(turn.row, version, exact=True)

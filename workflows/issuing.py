@@ -8,6 +8,9 @@ Rules
 * The order is: intent, child token, its accessor, the credential, its lease; each is on record before the next call.
   A child token that nobody knows of holds no credential, and one whose accessor is on record can be ended by anybody,
   so a crash at any point leaves nothing alive that the next tick does not find.
+* Where custodians hold a level with keys of their own (``control_group.py``), the credential comes when Vault says, and
+  the bot has counted, that enough of them authorised it. Its time runs from its token's making, so that waiting for
+  them never makes it longer; they have half of it, and as long as an approval may wait to be opened, at the most.
 * One request has one credential at the most: "show again" sees the old one gone before it makes the new one.
 * The secret goes from Vault to the caller of :meth:`Issuer.issue` and nowhere else. Where the level's delivery is not
   ``modal`` not even there: what is passed on is a token that gives it out once (``delivery.py``).
@@ -21,13 +24,15 @@ import hashlib
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from sqlmodel import col, select
 
+from storage.audit import parse
 from storage.models import Entry, Grant, Request, State
+from workflows.control_group import Keys, Question
 from workflows.delivery import CERTAIN_FOR, LOOK_EVERY, OPEN_WITHIN, WRAP_TTL, Delivery, Parcel
 from workflows.door import Case, Door, Turn, database_errors
 from workflows.engines import ENGINES, Credential, Wish
@@ -130,15 +135,22 @@ class Issuer(Door):
         return self.patience + self.required.within
 
     def issue(
-        self, intent: Intent, *, now: datetime, held: Callable[[tuple[str, ...]], None] | None = None
+        self,
+        intent: Intent,
+        *,
+        now: datetime,
+        held: Callable[[tuple[str, ...]], None] | None = None,
+        asked: Callable[[Question], None] | None = None,
     ) -> Credential | Parcel:
         """Carry out an intent and return the credential: the only place where the secret passes.
 
         Where the level's delivery is not ``modal`` it does not pass here either: a parcel comes back.
-        ``held`` is called, once, with the names of the required copies that are waited for, if it comes to that.
-        Raises :class:`Unavailable` when Vault or a required copy does not answer (press again), :class:`VaultRefused`
-        when Vault says no for good (a first credential's request is then ``failed``), :class:`Conflict` when the
-        request ended meanwhile. In each case whatever had been made is ended, now or by the tick.
+        ``held`` is called, once, with the names of the required copies that are waited for, if it comes to that;
+        ``asked`` with what custodians are asked to authorise with keys of their own, where a level needs that.
+        Raises :class:`Unavailable` when Vault, a required copy or a custodian does not answer (press again),
+        :class:`VaultRefused` when Vault says no for good (a first credential's request is then ``failed``),
+        :class:`Conflict` when the request ended meanwhile. In each case whatever had been made is ended, now or by the
+        tick.
         """
         # 1. What led here stands outside, out of the reach of whoever runs the bot.
         now = self._hold(intent, held, now)
@@ -170,12 +182,22 @@ class Issuer(Door):
                 return self._wrap(intent, child, level, now)
             # 5. The credential itself.
             engine = ENGINES[settings.engine]
-            credential = engine.issue(self.vault, child, settings.options, Wish(row.id, row.requester, row.public_key))
+            ends, authorised_by = now + ttl, None
+            wish = Wish(row.id, row.requester, row.public_key)
+            if level.control is None:
+                credential = engine.issue(self.vault, child, settings.options, wish)
+            else:
+                keys = Keys(self, intent, control=level.control, most=ttl / 2, asked=asked, now=now)
+                try:
+                    credential = engine.issue(self.vault, replace(child, release=keys.wait), settings.options, wish)
+                finally:
+                    now = keys.now()  # custodians took their time
+                authorised_by = keys.authorised_by
             # 6. Only a credential that is on record is shown.
             with self.turn(intent.request_id, now=now) as turn:
                 grant = _intended(turn, intent)
                 grant.lease_id, grant.identity = credential.lease_id, credential.username
-                _issued(turn, grant, turn.row.expires_at or now + intent.ttl)
+                _issued(turn, grant, turn.row.expires_at or ends, authorised_by)
         except BreakGlassError as error:
             self._undo(intent, child, error, now)
             raise
@@ -361,20 +383,34 @@ class Issuer(Door):
 
     def _given_up_at(self, grant: Grant) -> datetime:
         """When whoever began to open it must be dead, or hangs."""
-        if not self._was_held(grant):
-            return grant.intended_at + self.patience
-        return (grant.accessor_at or grant.intended_at + self.required.within) + self.patience
-
-    def _was_held(self, grant: Grant) -> bool:
-        query = select(Entry.seq).where(
+        query = select(Entry).where(
             Entry.request_id == grant.request_id, Entry.event == Action.HOLD.value, col(Entry.at) >= grant.intended_at
         )
         with self._read() as session:
-            return session.exec(query.limit(1)).first() is not None
+            last = session.exec(query.order_by(col(Entry.seq).desc()).limit(1)).first()
+        if last is None:
+            return grant.intended_at + self.patience
+        until = parse(last.body or b"").data.get("authorise_until")
+        if isinstance(until, str):
+            return datetime.fromisoformat(until) + self.patience
+        return (grant.accessor_at or grant.intended_at + self.required.within) + self.patience
 
     def hold_nobody(self) -> None:
-        """Give up for those who are held for a copy, now and from now on: the bot is being stopped."""
+        """Give up for those who are held for a copy or a custodian, now and from now on: the bot is being stopped."""
         self._is_closing = True
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nobody is to be held any more."""
+        return self._is_closing
+
+    def take_place(self) -> bool:
+        """Take one of the places of those who are held; say whether there was one."""
+        return self._places.acquire(blocking=False)
+
+    def give_place(self) -> None:
+        """Give it back."""
+        self._places.release()
 
     def new_grant(self, row: Request, number: int, now: datetime) -> Grant:
         """Return the row of a credential that is about to be made."""
@@ -602,7 +638,7 @@ def _intended(turn: Turn, intent: Intent) -> Grant:
     return grant
 
 
-def _issued(turn: Turn, grant: Grant, expires: datetime) -> None:
+def _issued(turn: Turn, grant: Grant, expires: datetime, authorised_by: list[str] | None = None) -> None:
     """Put on record that a credential is out. What is known of it stands in the row."""
     now = turn.now
     grant.issued_at, grant.expires_at = now, expires
@@ -614,6 +650,7 @@ def _issued(turn: Turn, grant: Grant, expires: datetime) -> None:
         # Another request had, or will have, the same name: it says nothing without the time.
         identity_is_shared=isinstance(ENGINES[grant.engine], Exclusive) or None,
         expires_at=expires,
+        authorised_by=authorised_by,
         delivery=grant.delivery,
         open_until=grant.open_until,
         wrapping_accessor_sha256=_sha256(grant.wrap_accessor) if grant.wrap_accessor else None,

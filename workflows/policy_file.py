@@ -29,6 +29,7 @@ import yaml
 from workflows import delivery, log_rules, retention_rules
 from workflows.delivery import Delivery
 from workflows.engines import ENGINES, LevelSettings
+from workflows.engines.seam import ControlGroup
 from workflows.errors import BreakGlassError, Invalid
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ OPEN_WITHIN: Final = timedelta(minutes=15)
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # of an account, a level, a threshold
 USER: Final = re.compile(r"[UW][A-Z0-9]{2,20}")  # Slack's ids
 GROUP: Final = re.compile(r"S[A-Z0-9]{2,20}|@[a-z0-9][a-z0-9._-]{0,79}")
+_VAULT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _CHANNEL: Final = re.compile(r"[CG][A-Z0-9]{2,20}")
 _DURATION: Final = re.compile(r"(?:([0-9]{1,5})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,5})s)?")
 _UNITS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
@@ -103,6 +105,7 @@ class Level:
     answer_within: timedelta  # an unanswered request lapses
     open_within: timedelta  # an approval that is not opened lapses
     delivery: Delivery = Delivery.MODAL
+    control: ControlGroup | None = None  # whose own keys Vault asks for (``control_group.py``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,7 +492,7 @@ class _Reader:
         known = [ENGINES[engine]] if engine else list(ENGINES.values())
         keys = {key: bool(engine) and is_required for one in known for key, is_required in one.keys.items()}
         required = [key for key, is_required in keys.items() if is_required]
-        optional = (*keys, "open_within", "delivery")
+        optional = (*keys, "open_within", "delivery", "enforced_by", "vault_group")
         found = self.mapping(at, ("title", "engine", "token_role", *required, *times), optional)
         settings = self.settings(engine, found, keys)
         quorum = self.number(found.get("quorum"), 1, 100)
@@ -520,6 +523,7 @@ class _Reader:
             answer_within=answer_within,
             open_within=open_within,
             delivery=way,
+            control=self.control(at, settings, found, quorum, open_within),
         )
 
     def delivery(self, engine: str, at: _At | None) -> Delivery:
@@ -533,6 +537,32 @@ class _Reader:
         elif engine and (problem := delivery.problem(ENGINES[engine], way)):
             self.fail(at, f"The engine {engine} {problem}")
         return way
+
+    def control(
+        self, at: _At, settings: LevelSettings, found: Mapping[str, _At], quorum: int, within: timedelta
+    ) -> ControlGroup | None:
+        """Read whose own keys at Vault the credential needs; None: the bot's word is enough."""
+        enforced, group = found.get("enforced_by"), found.get("vault_group")
+        if enforced is None:
+            if group is not None:
+                self.fail(group, "This is for levels with “enforced_by: vault”; add that, or remove this.")
+            return None
+        if (word := self._scalar(enforced)) != "vault":
+            if word:
+                self.fail(enforced, "This can only be vault; without the key, the bot enforces the quorum.")
+            return None
+        if group is None:
+            self.fail(at, "The key “vault_group” is missing; add it: whose own keys does Vault ask for?")
+            return None
+        rules = ENGINES[settings.engine].child_rules(settings.options)
+        if [rule.capabilities for rule in rules] != [("read",)]:
+            self.fail(enforced, f"The engine {settings.engine} does not get its credential by reading one path.")
+        if (way := found.get("delivery")) is not None and self._scalar(way) != Delivery.MODAL:
+            self.fail(way, "With “enforced_by: vault” it can only be modal: the bot takes it when it was authorised.")
+        name = self.match(group, _VAULT_NAME, "This is not the name of an identity group: letters, digits, - and _.")
+        if not name or not quorum or not within:
+            return None
+        return ControlGroup(name, quorum, within)
 
     def engine(self, at: _At) -> str:
         """Read which engine a level has: its other keys depend on it. "" when there is none, or no such one."""

@@ -23,6 +23,7 @@ import json
 import re
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -31,10 +32,10 @@ from urllib.parse import quote
 import requests
 from hvac.adapters import RawAdapter
 
-from workflows.errors import Conflict, Unavailable, VaultRefused
+from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds
 READ_TIMEOUT: Final = 5.0  # seconds
@@ -47,12 +48,28 @@ _SIGNATURE: Final = re.compile(r"vault:v([1-9][0-9]{0,8}):([A-Za-z0-9+/=]+)", re
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """What Vault gives out only when others have authorised it. They name it by its accessor, which opens nothing."""
+
+    accessor: str
+    token: str = field(repr=False)
+    path: str
+    ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class ChildToken:
-    """A grant's own token. ``ttl`` counts from its creation, by Vault's clock."""
+    """A grant's own token. ``ttl`` counts from its creation, by Vault's clock.
+
+    ``uses``: how often it can be used at all; 0: as often as it lives. ``release``: what it reads must be authorised by
+    others; it is called with what is pending, returns when they have done so, and raises when not.
+    """
 
     accessor: str
     token: str = field(repr=False)
     ttl: timedelta
+    uses: int = 0
+    release: Callable[[Pending], None] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +230,8 @@ class Vault:
         auth = answer.body.get("auth")
         if not isinstance(auth, dict) or not auth.get("client_token") or not auth.get("accessor"):
             raise Unavailable("Vault's answer to a new token has no token in it.")
-        return ChildToken(str(auth["accessor"]), str(auth["client_token"]), timedelta(seconds=auth["lease_duration"]))
+        life = timedelta(seconds=auth["lease_duration"])
+        return ChildToken(str(auth["accessor"]), str(auth["client_token"]), life, int(auth.get("num_uses") or 0))
 
     def read_as(self, child: ChildToken, path: str) -> Secret:
         """Read ``path`` (such as ``database/creds/orders-ro``) with the grant's own token.
@@ -222,7 +240,39 @@ class Vault:
         """
         answer = self._send(child.token, "get", path)
         self._must(answer, f"read {path!r}", quiet=True)
+        if child.release is not None:
+            answer = self._released(child.release, answer, path)
         return _leased(answer, path)
+
+    def _released(self, release: Callable[[Pending], None], answer: _Answer, path: str) -> _Answer:
+        """Wait until what is pending was authorised, take it once, and see that nobody can take it again."""
+        found = answer.body.get("wrap_info")
+        if answer.data or not isinstance(found, dict) or not found.get("token") or not found.get("accessor"):
+            # Not VaultRefused: something may have come out, and whoever called must see it gone.
+            raise Unavailable(
+                f"Vault gave {path!r} out without asking for the custodians' own keys. It is taken back; have "
+                "`breakglass vault apply` run, and `breakglass check`.",
+                code="not_held",
+            )
+        ttl = timedelta(seconds=found.get("ttl") or 0)
+        pending = Pending(str(found["accessor"]), str(found["token"]), str(found.get("creation_path") or ""), ttl)
+        try:
+            release(pending)
+            taken = self._send(pending.token, "post", "sys/wrapping/unwrap")
+        except BreakGlassError:
+            with suppress(Unavailable, VaultRefused):
+                self.revoke_accessor(pending.accessor)
+            raise
+        # Authorised once, it could be taken again and again.
+        self.revoke_accessor(pending.accessor)
+        if taken.status in {400, 403}:
+            raise Unavailable(
+                "Vault did not give the credential out although it was authorised: its time was over, or it was taken "
+                "already. Press the button again.",
+                code="not_given",
+            )
+        self._must(taken, f"give out {path!r}", quiet=True)
+        return taken
 
     def wrap_as(self, child: ChildToken, path: str, ttl: timedelta) -> Wrapped:
         """Read ``path`` with the grant's own token into a token that gives it out once, within ``ttl``.
@@ -521,6 +571,12 @@ class Vault:
         return answer.status == 403
 
     # --------------------------------------------------------------------------------------------- the bot's own token
+
+    def own_entity(self) -> str:
+        """Return the id of the identity behind the token in use; empty when it has none. Unavailable, VaultRefused."""
+        answer = self._own("get", "auth/token/lookup-self")
+        self._must(answer, "look up its own token")
+        return str(answer.data.get("entity_id") or "")
 
     def log_in(self) -> None:
         """Log in now instead of at the first call; a given token is only looked at. Raises Unavailable."""

@@ -18,6 +18,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from workflows.control_group import group_problems
 from workflows.engines import ENGINES
 from workflows.engines.seam import Inspected
 from workflows.errors import Refused, Unavailable, VaultRefused
@@ -75,7 +76,36 @@ class Operator(Vault):
         if answer.status == 400 and "no handler" in answer.words:
             return None
         self._must(answer, f"look at {write.path}")
-        return answer.data
+        # Vault does not show it when it is 0, and what is not shown would count as right.
+        return {"token_num_uses": 0, **answer.data} if write.path.startswith("auth/token/roles/") else answer.data
+
+    def bot_entity(self) -> str:
+        """Return the id of the bot's identity; empty when it never logged in. Raises Unavailable, VaultRefused."""
+        role = self._own("get", f"auth/{APPROLE_MOUNT}/role/{APPROLE}/role-id")
+        mount = self._mount("sys/auth", APPROLE_MOUNT)
+        if role.status == 404 or mount is None:
+            return ""
+        self._must(role, "read the bot's role id", quiet=True)
+        alias = {"alias_name": role.data["role_id"], "alias_mount_accessor": mount["accessor"]}
+        answer = self._own("post", "identity/lookup/entity", alias)
+        if answer.status != 404:
+            self._must(answer, "look for the bot's identity")
+        return str(answer.data.get("id") or "")
+
+    def group_trouble(self, levels: Iterable[LevelSetup]) -> tuple[str, ...]:
+        """Return what is wrong with the groups whose members hold levels with their own keys, a sentence each.
+
+        Raises Unavailable, VaultRefused.
+        """
+        controls = list(dict.fromkeys(level.control for level in levels if level.control is not None))
+        bot = self.bot_entity() if controls else ""
+        found: list[str] = []
+        for control in controls:
+            answer = self._own("get", f"identity/group/name/{control.group}")
+            if answer.status != 404:
+                self._must(answer, f"look at the group {control.group}")
+            found += group_problems(control, answer.data if answer.ok else None, bot)
+        return tuple(dict.fromkeys(found))
 
     def carry_out(self, write: Write, body: Mapping[str, object], secrets: Mapping[str, str]) -> None:
         """Write one thing. Raises Unavailable, VaultRefused, with Vault's words but none of the secrets."""

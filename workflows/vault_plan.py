@@ -11,6 +11,8 @@ Rules
 * The key that signs the log's heads is made in Vault and never leaves it. The bot may sign with it and see its public
   half; a new version of it is an administrator's to make.
 * Levels that make the same thing at Vault must mean the same thing: what they disagree about is refused by name.
+* Where custodians hold a level with keys of their own (``control_group.py``), every grant's token for that path asks
+  for them, and can be used three times: to ask, to take the credential once, and the third time ends it all.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from workflows.engines import ENGINES
-from workflows.engines.seam import Lends, Prepared, Rule, Write
+from workflows.engines.seam import ControlGroup, Lends, Prepared, Rule, Write
 from workflows.errors import Invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from workflows.engines import LevelSettings
     from workflows.policy import Policy
@@ -35,6 +37,23 @@ APPROLE: Final = "breakglass-bot"
 APPROLE_MOUNT: Final = "approle"
 TOKEN_TTL: Final = 3600  # seconds; the bot renews it
 TOKEN_MAX_TTL: Final = 24 * 3600
+
+CUSTODIAN: Final = "breakglass-custodian"
+# How often a grant's token can be used where custodians hold the credential. Vault carries out what was authorised as
+# often as it is asked to, each time with a fresh credential. So the first use asks, the second takes the credential,
+# and with its last use a token ends and everything that it read with it: a second taking gives nothing and ends the
+# first. Nobody who has taken the bot over gets around that.
+USES: Final = 3
+
+# What custodians may with logins of their own: see what they would authorise, and do so. For whom it counts is for the
+# group to say.
+_CUSTODIAN: Final = (
+    Rule("sys/control-group/request", ("update",), why="See what is to be authorised, and by whom it was."),
+    Rule("sys/control-group/authorize", ("update",), why="It counts for members of the level's group."),
+    Rule("auth/token/lookup-accessor", ("update",), why="See for which request it is: its number is in the name."),
+    Rule("auth/token/lookup-self", ("read",), why="Their own login: see whose it is, and end it."),
+    Rule("auth/token/revoke-self", ("update",)),
+)
 
 # What the bot may do whatever the levels are.
 _ALWAYS: Final = (
@@ -54,11 +73,15 @@ _ALWAYS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class LevelSetup:
-    """A level to set up: its settings, its longest time, and its name (``account/level``) for sentences."""
+    """A level to set up: its settings, its longest time, and its name (``account/level``) for sentences.
+
+    ``control``: whose own keys its credential needs.
+    """
 
     settings: LevelSettings
     longest: timedelta
     name: str = "level"
+    control: ControlGroup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +95,7 @@ class Plan:
 def levels_of(policy: Policy) -> tuple[LevelSetup, ...]:
     """Return all levels of a policy, in its order."""
     return tuple(
-        LevelSetup(level.settings, level.longest, f"{account.name}/{level.name}")
+        LevelSetup(level.settings, level.longest, f"{account.name}/{level.name}", level.control)
         for account in policy.accounts.values()
         for level in account.levels.values()
     )
@@ -116,7 +139,7 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
                 problems.append(f"{level.name}: another level makes {write.path} in Vault in another way.")
             else:
                 writes[write.path] = joined
-        rules = engine.child_rules(settings.options)
+        rules = tuple(replace(rule, control=level.control) for rule in engine.child_rules(settings.options))
         names = engine.lent_policies(settings.options) if isinstance(engine, Lends) else ()
         lends_the_same = lent.setdefault(settings.token_role, names) == names
         if children.setdefault(settings.token_role, rules) != rules or not lends_the_same:
@@ -141,6 +164,10 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
     if log_key is not None:
         bot += _log_rules(*log_key)
     reachable = {rule.path for rules in children.values() for rule in rules}
+    problems += _ways_around(children)
+    groups = {level.control.group for level in levels if level.control is not None}
+    if groups:
+        bot.append(Rule("sys/control-group/request", ("update",), why="See who has authorised; never do so."))
     problems += [
         f"The bot's own token could use {rule.path}, which is a level's." for rule in bot if rule.path in reachable
     ]
@@ -167,6 +194,8 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
                 "token_period": 0,
                 "token_type": "service",
                 "token_explicit_max_ttl": int(longest[token_role].total_seconds()),
+                # 0: as often as it lives. See USES.
+                "token_num_uses": USES if is_held(rules) else 0,
             },
             lends=True,
         )
@@ -183,7 +212,14 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
                 made_once=True,
             )
         )
-    # 4. The bot itself.
+    # 4. What custodians may with their own logins, through their group. Who is in it is an administrator's to say.
+    if groups:
+        ending.append(Write("PUT", f"sys/policies/acl/{CUSTODIAN}", {"policy": hcl(_CUSTODIAN)}))
+    ending += [
+        Write("POST", f"identity/group/name/{group}", {"policies": [CUSTODIAN]}, joined=("policies",))
+        for group in sorted(groups)
+    ]
+    # 5. The bot itself.
     ending.append(Write("PUT", f"sys/policies/acl/{APPROLE}", {"policy": hcl(bot)}))
     ending.append(Write("POST", f"sys/auth/{APPROLE_MOUNT}", {"type": "approle"}, made_once=True))
     ending.append(
@@ -202,6 +238,25 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
     )
     by_hand = tuple(f"{first}\n" + "\n\n".join(paragraphs) for first, paragraphs in targets.items())
     return Plan(by_hand, (*writes.values(), *ending))
+
+
+def _ways_around(children: Mapping[str, tuple[Rule, ...]]) -> list[str]:
+    """Say which paths custodians hold with their own keys in one level and not, or otherwise, in another."""
+    controls: dict[str, set[ControlGroup | None]] = {}
+    for rules in children.values():
+        for rule in rules:
+            controls.setdefault(rule.path, set()).add(rule.control)
+    return [
+        f"{path} is held by custodians' own keys in one level, and in another it is not, or by others: that would be a "
+        "way around them. Give both the same enforced_by, vault_group, quorum and open_within."
+        for path, found in controls.items()
+        if len(found) > 1
+    ]
+
+
+def is_held(rules: Iterable[Rule]) -> bool:
+    """Whether custodians hold what these rules open with keys of their own."""
+    return any(rule.control is not None for rule in rules)
 
 
 def child_policy_name(token_role: str) -> str:
@@ -262,6 +317,8 @@ def _joined(one: Write, other: Write) -> Write | None:
 
 def _either(one: Rule, other: Rule) -> Rule:
     """Return the right to do what either rule allows."""
+    if one.control is not None or other.control is not None:
+        raise AssertionError(f"{one.path}: what needs custodians' keys is joined with what does not")
     capabilities = tuple(dict.fromkeys((*one.capabilities, *other.capabilities)))
     if not one.allowed_parameters or not other.allowed_parameters:
         return Rule(one.path, capabilities, why=one.why or other.why)
@@ -282,4 +339,19 @@ def _block(rule: Rule) -> str:
             f"    {json.dumps(key)} = {json.dumps(list(values))}" for key, values in rule.allowed_parameters.items()
         ]
         lines.append("  }")
+    if rule.control is not None:
+        lines += [
+            "  control_group = {",
+            f'    ttl = "{int(rule.control.ttl.total_seconds())}s"',
+            # One factor: of several, one approval would count for each.
+            '    factor "custodians" {',
+            f"      controlled_capabilities = {json.dumps(list(rule.capabilities))}",
+            "      identity {",
+            f"        group_names = {json.dumps([rule.control.group])}",
+            # Stated always: left out, some versions let everybody through.
+            f"        approvals = {rule.control.approvals}",
+            "      }",
+            "    }",
+            "  }",
+        ]
     return "\n".join([*lines, "}"])

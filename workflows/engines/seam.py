@@ -13,15 +13,32 @@ Rules
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import timedelta
 
     from workflows.engines import Credential
     from workflows.vault import ChildToken, Vault
+
+
+@dataclass(frozen=True, slots=True)
+class ControlGroup:
+    """Whose own keys Vault asks for before it answers: so many different members of an identity group, within ``ttl``.
+
+    Only direct members count: Vault does not see those of a group inside the group. Raises ValueError for no approval
+    at all: some versions of Vault take none, or a missing number, for "nobody needs to be asked".
+    """
+
+    group: str
+    approvals: int
+    ttl: timedelta
+
+    def __post_init__(self) -> None:
+        if self.approvals < 1 or self.ttl < timedelta(seconds=1):
+            raise ValueError("a control group needs at least one approval, and at least a second for it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +47,14 @@ class Rule:
 
     ``allowed_parameters``: what may be in the body, each with its values (none: any value); none at all: no limit.
     Rules of one path are joined: the capabilities add up, and so do the values. ``why`` is the comment above it.
+    ``control``: who must authorise each use of it; such a rule is never joined with another.
     """
 
     path: str
     capabilities: tuple[str, ...]
     allowed_parameters: Mapping[str, tuple[str | bool, ...]] = field(default_factory=lambda: MappingProxyType({}))
     why: str = ""
+    control: ControlGroup | None = None
 
 
 @dataclass(frozen=True, slots=True)
