@@ -65,14 +65,14 @@ def _approve(options: argparse.Namespace) -> int:
             custodian.log_in_as(options.user, password, method=options.method, mount=options.mount or options.method)
         # 1. What is it? Vault's words, not Slack's.
         shown = custodian.look(options.accessor)
-        if shown.made_for is not None and shown.made_for != request_id:
+        if shown.made_for is not None and not f"{shown.made_for}-".startswith(f"{request_id}-"):
             raise Conflict(
                 f"STOP. This accessor is not of {request_id}: Vault says that it was made for "
                 f"{_safe(shown.made_for)}. Nothing was authorised. Compare it with the thread, and call security if it "
                 "is the one that stands there.",
                 code="swapped",
             )
-        sys.stdout.write(_text(request_id, shown))
+        sys.stdout.write(_text(shown))
         # 2. Does a person who knows why mean it?
         sys.stdout.write(f"Type {request_id} to authorise it, anything else to leave it: ")
         sys.stdout.flush()
@@ -85,12 +85,12 @@ def _approve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _text(request_id: str, shown: Shown) -> str:
-    made_for = request_id if shown.made_for else "(your login may not see it: compare the accessor with the thread)"
+def _text(shown: Shown) -> str:
+    made_for = shown.made_for or "(your login may not see it: compare the accessor with the thread)"
     return (
         "Vault waits for your authorisation, and yours counts once:\n"
         f"  what      {_safe(shown.state.operation)} {_safe(shown.state.path)}\n"
-        f"  for       {made_for}\n"
+        f"  for       {_safe(made_for)}\n"
         f"  accessor  {shown.accessor}\n"
         f"  so far    {_names(shown.state)}\n"
         "Whoever gets it acts with it at once. Authorise it only if you know from a person why it is needed now.\n"

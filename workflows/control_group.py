@@ -239,7 +239,10 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a custodian sees before they authorise. ``made_for``: the request in the name of the token that asks."""
+    """What a custodian sees before they authorise.
+
+    ``made_for``: how the token that asks is named, by the bot: request and number of the credential, ``BG-7KQ2-1``.
+    """
 
     accessor: str
     state: Authorisations
@@ -305,7 +308,7 @@ class Custodian(Vault):
         state = authorisations(self, accessor)
         # Vault takes the word of somebody outside the group, says nothing, and does not count it.
         if own not in state.counted(""):
-            raise NotAllowed("Vault did not count it: your identity is not itself a member of the level's group.")
+            raise NotAllowed("Vault did not count it: your identity is not a member of the level's group.")
         return state
 
     def _known(self) -> str:
@@ -343,6 +346,10 @@ def group_problems(control: ControlGroup, group: Mapping[str, Any] | None, bot: 
     if len(members - {bot}) < control.approvals:
         found.append(
             f"{control.group!r} has {len(members - {bot})} members of its own, and {control.approvals} must authorise: "
-            "add their identities. Members of a group inside it do not count."
+            "add their identities."
+        )
+    if group.get("member_group_ids"):
+        found.append(
+            f"{control.group!r} has groups inside it, whose members count or not by Vault's version: name people."
         )
     return tuple(found)

@@ -167,7 +167,11 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
     problems += _ways_around(children)
     groups = {level.control.group for level in levels if level.control is not None}
     if groups:
-        bot.append(Rule("sys/control-group/request", ("update",), why="See who has authorised; never do so."))
+        bot += (
+            Rule("sys/control-group/request", ("update",), why="See who has authorised."),
+            # A group lends its members the right; "deny" wins, should somebody put the bot into one.
+            Rule("sys/control-group/authorize", ("deny",), why="Never authorise, whatever group it is in."),
+        )
     problems += [
         f"The bot's own token could use {rule.path}, which is a level's." for rule in bot if rule.path in reachable
     ]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class ControlGroup:
     """Whose own keys Vault asks for before it answers: so many different members of an identity group, within ``ttl``.
 
-    Only direct members count: Vault does not see those of a group inside the group. Raises ValueError for no approval
-    at all: some versions of Vault take none, or a missing number, for "nobody needs to be asked".
+    Raises ValueError for no approval at all: some versions of Vault take none, or a missing number, for "nobody needs
+    to be asked".
     """
 
     group: str
