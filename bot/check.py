@@ -346,5 +346,5 @@ def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
     if held:
         return Finding(False, f"{name}: its custodians do not hold it with keys of their own: {held}")
     paths = " and ".join(rule.path for rule in allowed)
-    keys = "" if level.control is None else " when its custodians authorise it with keys of their own"
+    keys = "" if level.control is None else " only when its custodians authorise it with keys of their own"
     return Finding(True, f"{name}: a grant's token may use {paths}{keys}, and the bot itself may not.")
