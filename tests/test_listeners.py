@@ -49,9 +49,9 @@ class Desk(Counter):
     def meanwhile(self):
         """Nothing, unless a test says what."""
 
-    def issue(self, intent, *, now, held=None):
+    def issue(self, intent, *, now, held=None, asked=None):
         """Issue, and let the test do something before the window is filled."""
-        made = super().issue(intent, now=now, held=held)
+        made = super().issue(intent, now=now, held=held, asked=asked)
         self.meanwhile()
         return made
 
