@@ -184,6 +184,15 @@ def test_a_watching_account_that_the_cluster_lost_is_made_anew(stage, vault, clu
     assert ENGINE.identities(vault, stage.settings.options) == frozenset()
 
 
+def test_the_bot_ends_its_own_account(stage, vault, cluster):
+    """A check that looked takes away again what it looked with."""
+    before = cluster.names("serviceaccounts")
+    ENGINE.identities(vault, stage.settings.options)
+    assert len(cluster.names("serviceaccounts")) == len(before) + 1
+    vault.end_watchers()
+    assert cluster.names("serviceaccounts") == before
+
+
 def test_a_cluster_of_another_authority_is_not_believed(stage, vault, cluster):
     """What answers with a certificate of somebody else shows nothing to be gone, and gets no token."""
     _, grant, _ = stage.open(vault)

@@ -200,9 +200,10 @@ class Kubernetes(Leased):
         """Return the rights to see and end the level's leases, and to look at the cluster."""
         rules = lease_rules(self.lease_prefix(options))
         if "watch_role" in options:
-            only = {"kubernetes_namespace": (options["namespace"],), "ttl": ()}
+            watch, only = _watch_path(options), {"kubernetes_namespace": (options["namespace"],), "ttl": ()}
             why = "Can only look at a cluster, to see there that a credential is gone."
-            rules += (Rule(_watch_path(options), ("update",), only, why=why),)
+            ends = {"lease_id": (f"{watch}/*",), "sync": (True, False)}
+            rules += (Rule(watch, ("update",), only, why=why), Rule("sys/leases/revoke", ("update",), ends))
         return rules
 
     def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
