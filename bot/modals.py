@@ -393,7 +393,7 @@ def handed_over(case: Case, made: Credential | Parcel, *, now: datetime) -> View
 def parcel(case: Case, made: Parcel) -> View:
     """Return the view of a credential that nobody has seen yet: how to open it, once."""
     row = case.request
-    end = f" The access ends {when(row.expires_at)}." if row.expires_at else ""
+    end = f" The access ends {when(made.ends_at)}." if made.ends_at else ""
     blocks: list[Block] = [
         section(
             f"*Open it before {when(made.until, '{time_secs}')}: it works once.* Neither the bot nor Slack has the "
@@ -407,6 +407,8 @@ def parcel(case: Case, made: Parcel) -> View:
         ]
     else:
         blocks.append(rich([label("Paste this into a terminal"), copyable(made.command())]))
+        if made.username:
+            blocks.append(rich([label("User"), copyable(made.username)]))
         for text, key in (("Host", "host"), ("Port", "port"), ("Database", "database")):
             if key in made.options:
                 blocks.append(rich([label(text), copyable(made.options[key])]))

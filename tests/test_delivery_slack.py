@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 
 import pytest
 from counter import CARL, RITA
@@ -27,12 +28,14 @@ def test_slack_never_has_the_secret(office, caplog):  # noqa: F811
     caplog.set_level(logging.DEBUG)
     logging.getLogger("slack_sdk").setLevel(logging.DEBUG)
     row = office.desk.approved()
-    command, host, _port, name = revealed(office, row, "works once")
-    assert (host, name) == ("127.0.0.1", "orders")
+    command, user, host, _port, name = revealed(office, row, "works once")
+    assert (user, host, name) == (office.desk.case(row.id).grants[0].identity, "127.0.0.1", "orders")
+    assert "The access ends" in str(office.as_(RITA).view()["blocks"])
     _, out, _ = paste(_Pasted(command))
     password = out.partition('"password":"')[2].partition('"')[0]
     assert password
-    token = command.split("'")[3]
+    token = shlex.split(command.partition("|")[0])[2]
+    assert token.startswith(("s.", "hvs."))
     carrying = [entry for entry in office.driver.journal() if token in str(entry)]
     assert {(entry["kind"], entry.get("method")) for entry in carrying} == {("api", "views.update")}
     logged = caplog.text + str(list(office.desk.log_of())) + str(office.desk.case(row.id))

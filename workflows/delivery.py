@@ -70,7 +70,8 @@ def problem(engine: Engine, way: Delivery) -> str:
 class Parcel:
     """A credential that nobody has seen: the token that gives it out once, and what it takes to open it.
 
-    ``until`` is when the bot ends the token if it was not used. ``username``: the name at the target, if it is known.
+    ``until`` is when the bot ends the token if it was not used, ``ends_at`` when the access is over. ``username``: the
+    name at the target, if it is known.
     """
 
     request_id: str
@@ -82,6 +83,7 @@ class Parcel:
     engine: str
     options: Mapping[str, str]
     until: datetime
+    ends_at: datetime | None = None
     username: str | None = None
 
     def command(self) -> str:

@@ -218,7 +218,8 @@ class Issuer(Door):
                     grant.lease_id, grant.identity = lease_id, identity
                     grant.delivery, grant.wrap_accessor = level.delivery.value, wrapped.accessor
                     grant.open_until = now + OPEN_WITHIN
-                    _issued(turn, grant, turn.row.expires_at or now + intent.ttl)
+                    ends_at = turn.row.expires_at or now + intent.ttl
+                    _issued(turn, grant, ends_at)
             except BreakGlassError:
                 self.vault.revoke_accessor(wrapped.accessor)
                 raise
@@ -232,6 +233,7 @@ class Issuer(Door):
             engine=settings.engine,
             options=settings.options,
             until=now + OPEN_WITHIN,
+            ends_at=ends_at,
             username=identity,
         )
 
