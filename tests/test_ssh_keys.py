@@ -40,7 +40,12 @@ SK_ECDSA = f"{KIND} {_packed(KIND.encode(), b'nistp256', CURVE, b'ssh:')}"
 RSA = _line(rsa.generate_private_key(65537, 3072))
 
 
-@pytest.mark.parametrize("line", [ED25519, SK_ED25519, SK_ECDSA, RSA])
+def _short(value: str) -> str:
+    """Name a case by its words: keys are new in each process, and all processes must agree on the names."""
+    return value if len(value) < 20 else "key"
+
+
+@pytest.mark.parametrize("line", [ED25519, SK_ED25519, SK_ECDSA, RSA], ids=_short)
 def test_a_key_of_a_good_kind_is_kept_without_its_comment(line, tmp_path):
     """Type and bytes are kept, and the fingerprint is the one that ssh-keygen says."""
     key = read_public_key(f"  {line} rita@laptop, her own\n")
@@ -73,6 +78,7 @@ def test_a_key_of_a_good_kind_is_kept_without_its_comment(line, tmp_path):
         ("---- BEGIN SSH2 PUBLIC KEY ---- AAAA ---- END", "no key"),
         ("ssh-ed25519 " + "A" * 3001, "not a public key"),
     ],
+    ids=_short,
 )
 def test_what_cannot_be_signed_is_refused_with_a_sentence(text, words):
     """Each mistake has its own sentence, which says what to give instead and repeats nothing of the text."""
@@ -92,7 +98,7 @@ def _private_keys() -> list[str]:
     return [one.decode() for one in made] + ["PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\n"]
 
 
-@pytest.mark.parametrize("text", _private_keys())
+@pytest.mark.parametrize("text", _private_keys(), ids=_short)
 def test_a_private_key_is_recognised_and_not_repeated(text):
     """Pasted whole, in one line or only its body: it is said to be burnt, and no part of it is in the error."""
     body = "".join(line for line in text.splitlines() if "---" not in line and ":" not in line)
