@@ -187,7 +187,12 @@ def test_only_what_keeps_entries_can_be_required(kind):
             "log.copies.a.port",
             "TCP port",
         ),
-        (GOOD + "  copies:\n    a: {kind: syslog, host: h, port: 0x10, ca_file: /x}\n", 4, "log.copies.a.port", "digits"),
+        (
+            GOOD + "  copies:\n    a: {kind: syslog, host: h, port: 0x10, ca_file: /x}\n",
+            4,
+            "log.copies.a.port",
+            "digits",
+        ),
         (
             GOOD + "  copies:\n    a: {kind: witness, url: https://x, vkey: nokey}\n",
             4,
