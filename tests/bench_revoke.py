@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import hostile
 import psycopg
@@ -86,29 +86,27 @@ class Outcome:
         ]
 
 
-def client(pipe: Connection, engine: str, credential: Any) -> None:
-    """Attack until told to stop, then say what there was; runs in a process of its own."""
-    attacker = (hostile.at_mariadb if engine == "mariadb" else hostile.at_postgresql)(credential)
-    stalled = [hostile.Stalled(credential) for _ in range(2)] if engine == "mariadb" else []
-    attacker.attack()
-    pipe.send("attacking")
-    pipe.recv()  # it is over: the stalled ones answer now
-    entered = sum(one.answer() for one in stalled)
-    pipe.send(entered)
-    pipe.recv()
-    attacker.stop()
-    pipe.send((attacker.logins, attacker.still_open()))
+def client(pipe: Connection, engine: str) -> None:
+    """Attack each credential that comes until told to stop, then say what there was; a process of its own."""
+    while (credential := pipe.recv()) is not None:
+        attacker = (hostile.at_mariadb if engine == "mariadb" else hostile.at_postgresql)(credential)
+        stalled = [hostile.Stalled(credential) for _ in range(2)] if engine == "mariadb" else []
+        attacker.attack()
+        pipe.send("attacking")
+        pipe.recv()  # it is over: the stalled ones answer now
+        pipe.send(sum(one.answer() for one in stalled))
+        pipe.recv()
+        attacker.stop()
+        pipe.send((attacker.logins, attacker.still_open()))
 
 
-def one_round(desk: Counter, real: Real, engine: str, outcome: Outcome) -> None:
+def one_round(desk: Counter, real: Real, attacker: Connection, outcome: Outcome) -> None:
     """Live one request's end under attack."""
     desk.now = datetime.now(UTC)
     row = desk.approved()
     credential = desk.show(row)
-    ours, theirs = multiprocessing.Pipe()
-    attacker = multiprocessing.get_context("spawn").Process(target=client, args=(theirs, engine, credential))
-    attacker.start()
-    ours.recv()
+    attacker.send(credential)
+    attacker.recv()
     time.sleep(BEGINS)
     desk.now = datetime.now(UTC)
     version = desk.case(row.id).request.version
@@ -119,13 +117,12 @@ def one_round(desk: Counter, real: Real, engine: str, outcome: Outcome) -> None:
     proof = time.monotonic()
     outcome.lag.append(proof - decided)
     outcome.sessions += real.sessions(credential.username)
-    ours.send("ended")
-    outcome.logins += ours.recv()
+    attacker.send("ended")
+    outcome.logins += attacker.recv()
     time.sleep(GOES_ON)
     outcome.sessions += real.sessions(credential.username)
-    ours.send("stop")
-    logins, answers = ours.recv()
-    attacker.join()
+    attacker.send("stop")
+    logins, answers = attacker.recv()
     outcome.attempts += sum(when <= proof for when in logins)
     outcome.logins += sum(when > proof for when in logins)
     outcome.answers += answers
@@ -181,10 +178,15 @@ def series(engine: str, rounds: int, say: Callable[[str], None]) -> Outcome:
         bao = stack.enter_context(OpenBao(folder / "openbao"))
         real, level = (mariadb if engine == "mariadb" else postgresql)(stack, folder, bao, engine)
         desk = desk_for(folder, real, level)
+        ours, theirs = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=client, args=(theirs, engine))
+        process.start()
         for number in range(rounds):
-            one_round(desk, real, engine, outcome)
+            one_round(desk, real, ours, outcome)
             if (number + 1) % 10 == 0:
                 say(f"{engine}: {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}")
+        ours.send(None)
+        process.join()
         desk.database.close()
     return outcome
 

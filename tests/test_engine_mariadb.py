@@ -18,6 +18,7 @@ import pymysql
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mariadb_part import maria_level
 
 from bot.demo.vault_setup import LOG_KEY, LOG_MOUNT
 from workflows.engines import ENGINES, LevelSettings
@@ -87,7 +88,7 @@ def test_the_read_level_reads_the_orders_and_nothing_else(maria, maria_vault):
             "CREATE USER accomplice",
             "SELECT * FROM mysql.global_priv",
             "SELECT * FROM breakglass.login",
-            "CALL breakglass.open_login('accomplice', 'long-enough', 'bg_shop_rw', 3, '2036-01-01 00:00:00+0000')",
+            "CALL breakglass.open_login('accomplice', 'long-enough', 'bg_shop_rw', 3, 0, '2036-01-01 00:00:00+0000')",
             "CALL breakglass.end_login('root')",
             "SELECT 1 INTO OUTFILE 'x'",
         )
@@ -134,14 +135,14 @@ def test_the_manager_cannot_touch_an_account_that_was_not_made_for_a_grant(maria
             "DROP PROCEDURE breakglass.end_login",
         )
         for words in (
-            "'root', 'long-enough-for-it', 'bg_shop_ro', 3, '2036-01-01 00:00:00+0000'",  # under another host
-            "'bgmgr', 'long-enough-for-it', 'bg_shop_ro', 3, '2036-01-01 00:00:00+0000'",
-            "'bg-new-x', 'long-enough-for-it', 'mariadb_admin', 3, '2036-01-01 00:00:00+0000'",  # not ours to lend
-            "'bg-new-x', 'long-enough-for-it', 'bg_shop_ro`, `x', 3, '2036-01-01 00:00:00+0000'",
-            "'bg-new-x''@''%', 'long-enough-for-it', 'bg_shop_ro', 3, '2036-01-01 00:00:00+0000'",
-            "'bg-new-x', 'short', 'bg_shop_ro', 3, '2036-01-01 00:00:00+0000'",
-            "'bg-new-x', 'long-enough-for-it', 'bg_shop_ro', 0, '2036-01-01 00:00:00+0000'",
-            "'bg-new-x', 'long-enough-for-it', 'bg_shop_ro', 3, 'for ever'",
+            "'root', 'long-enough-for-it', 'bg_shop_ro', 3, 0, '2036-01-01 00:00:00+0000'",  # under another host
+            "'bgmgr', 'long-enough-for-it', 'bg_shop_ro', 3, 0, '2036-01-01 00:00:00+0000'",
+            "'bg-new-x', 'long-enough-for-it', 'mariadb_admin', 3, 0, '2036-01-01 00:00:00+0000'",  # not ours to lend
+            "'bg-new-x', 'long-enough-for-it', 'bg_shop_ro`, `x', 3, 0, '2036-01-01 00:00:00+0000'",
+            "'bg-new-x''@''%', 'long-enough-for-it', 'bg_shop_ro', 3, 0, '2036-01-01 00:00:00+0000'",
+            "'bg-new-x', 'short', 'bg_shop_ro', 3, 0, '2036-01-01 00:00:00+0000'",
+            "'bg-new-x', 'long-enough-for-it', 'bg_shop_ro', 0, 0, '2036-01-01 00:00:00+0000'",
+            "'bg-new-x', 'long-enough-for-it', 'bg_shop_ro', 3, 0, 'for ever'",
         ):
             assert _error(_rows, session, f"CALL breakglass.open_login({words})"), words
         _rows(session, "CALL breakglass.end_login('root')")
@@ -161,6 +162,52 @@ def test_what_is_set_up_is_what_is_planned(maria):
         maria.pg.script(MARIADB.target_steps(level.settings.options))
 
 
+def test_a_level_that_could_do_too_much_is_named(maria, maria_vault):
+    """A group with rights on the whole server, in the server's own schemas, to hand on, or to write, is found out."""
+    read = maria.read.settings.options
+    assert MARIADB.excess(maria_vault, read | {"read_only": "true"}) == ()
+    assert MARIADB.excess(maria_vault, maria.write.settings.options) == ()
+    writes = MARIADB.excess(maria_vault, maria.write.settings.options | {"read_only": "true"})
+    assert writes == ("The role bg_shop_rw may write, and the level is read-only.",)
+    assert "no role bg_nowhere" in MARIADB.excess(maria_vault, read | {"group": "bg_nowhere"})[0]
+    maria.pg.execute("CREATE ROLE bg_mighty", "CREATE ROLE bg_deep", "GRANT bg_deep TO bg_mighty")
+    mighty = read | {"group": "bg_mighty", "read_only": "true"}
+    try:
+        for statement, words in (
+            ("FILE ON *.*", "rights on the whole server"),
+            ("SELECT ON mysql.*", "of the server's own"),
+            ("SELECT ON mysql.global_priv", "of the server's own"),
+            ("EXECUTE ON PROCEDURE breakglass.end_login", "or in breakglass"),
+            ("SELECT ON `%`.*", "of the server's own"),
+            ("UPDATE (note) ON shop.orders", "may write"),
+            ("DROP ON shop.*", "may write"),
+        ):
+            maria.pg.execute(f"GRANT {statement} TO bg_deep")
+            found = " ".join(MARIADB.excess(maria_vault, mighty))
+            assert words in found, (statement, found)
+            assert "The role bg_deep, which comes with bg_mighty," in found
+            maria.pg.execute(f"REVOKE {statement} FROM bg_deep")
+            assert MARIADB.excess(maria_vault, mighty) == (), statement
+        maria.pg.execute("GRANT SELECT ON shop.orders TO bg_deep WITH GRANT OPTION")
+        assert "hand its rights on" in MARIADB.excess(maria_vault, mighty)[0]
+    finally:
+        maria.pg.execute("DROP ROLE bg_deep", "DROP ROLE bg_mighty")
+
+
+def test_a_statement_ends_at_the_levels_longest_time(maria, maria_vault):
+    """A level with a statement_timeout gives out logins whose statements are ended then."""
+    level = maria_level(maria.pg, "shop-wide", "bg_shop_ro", statement_timeout="200ms")
+    [made] = [write for write in MARIADB.writes(level.settings.options, timedelta(minutes=5)) if write.lends]
+    maria.bao.call("POST", made.path, made.body)
+    try:
+        credential, _, _ = maria.open(maria_vault, maria.wide)
+    finally:
+        maria.set_up()
+    with maria.connect(credential) as session:
+        # The number of "max_statement_time exceeded".
+        assert _error(_rows, session, "SELECT COUNT(*) FROM orders a, orders b, orders c, orders d") == 1969
+
+
 def test_vault_can_make_the_managers_password_its_own(maria, maria_vault):
     """After a rotation of the root credential the one that was set up is refused, and logins are made as before."""
     maria.bao.call("POST", "maria/rotate-root/shop", {})
@@ -177,7 +224,8 @@ def test_a_password_with_quotes_is_a_password(maria):
     with maria.pg.connect(user=maria.target.manager, password=maria.target.password) as session:
         with session.cursor() as cursor:
             cursor.execute(
-                "CALL breakglass.open_login(%s, %s, 'bg_shop_ro', 2, '2036-01-01 00:00:00+0000')", ("bg-quot-es", word)
+                "CALL breakglass.open_login(%s, %s, 'bg_shop_ro', 2, 0, '2036-01-01 00:00:00+0000')",
+                ("bg-quot-es", word),
             )
         with maria.pg.connect(user="bg-quot-es", password=word, database="shop") as own:
             assert _rows(own, "SELECT COUNT(*) FROM orders") == ((600,),)
@@ -264,7 +312,7 @@ def test_with_vault_and_the_bot_dead_the_server_itself_ends_what_is_over(maria):
         # In another zone, as a Vault with a local clock would write it.
         later = (datetime.now(UTC) + timedelta(hours=3)).strftime("%Y-%m-%d %H:%M:%S+0200")
         for name, at in (("bg-orph-an1", soon), ("bg-orph-an2", later)):
-            words = f"'{name}', 'long-enough-for-it', 'bg_shop_ro', 3, '{at}'"
+            words = f"'{name}', 'long-enough-for-it', 'bg_shop_ro', 3, 0, '{at}'"
             _rows(session, f"CALL breakglass.open_login({words})")
         over, live = (maria.pg.connect(user=f"bg-orph-an{n}", password="long-enough-for-it") for n in (1, 2))
         assert maria.until(lambda: not maria.login_exists("bg-orph-an1"), 120)
@@ -482,6 +530,8 @@ def test_the_secret_is_in_no_repr_and_no_log(maria, caplog):
         *(("group", value) for value in ("a'b", "a`b", "root", "bg_watch", "a-b", "")),
         *(("manager", value) for value in ("a'b", "a@b", "")),
         *(("connections", value) for value in ("0", "21", "many")),
+        *(("statement_timeout", value) for value in ("0s", "1 h", "30")),
+        ("read_only", "yes"),
         *(("tls", value) for value in ("no", "skip-verify")),
         ("connection", "a/b"),
         ("unheard_of", "x"),

@@ -6,7 +6,7 @@ Rules
 * Nobody who can log in has MariaDB's right to make accounts, which is the right to change everybody's password: logins
   are made, ended and looked at by procedures of an account that is locked (``mariadb.sql``, which also has the order
   that holds against a client that keeps reconnecting, or that stops in the middle of logging in).
-* Whether the login can still do something is then seen at the target, with a login of the bot's that may call the three
+* Whether the login can still do something is then seen at the target, with a login of the bot's that may call the
   procedures that look and nothing else (``watch_role``). It sees counts and names, and nobody's statements.
 """
 
@@ -24,6 +24,7 @@ import pymysql
 
 from workflows.engines import mariadb_rights
 from workflows.engines.database import HOST, PORT
+from workflows.engines.database_sql import SPAN
 from workflows.engines.leases import MOUNT, NAME, Leased
 from workflows.engines.seam import Rule, Session, Write, lease_rules, watch_rules
 from workflows.errors import Invalid, Refused, Unavailable
@@ -50,6 +51,7 @@ WATCH_TTL: Final = 3600  # seconds
 USERNAME: Final = '{{ printf "%s-%s" (.DisplayName | replace "token-" "" | truncate 20) (random 8) | lowercase }}'
 REVOCATION: Final = ("CALL breakglass.end_login('{{name}}')",)
 
+_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 _SECONDS: Final = 5  # to connect, and for an answer
 
 
@@ -100,6 +102,8 @@ class MariaDB(Leased):
         "group": False,
         "manager": False,
         "connections": False,
+        "statement_timeout": False,
+        "read_only": False,
     }
     needs_public_key: Final = False
     program: Final = "mysql"
@@ -132,6 +136,10 @@ class MariaDB(Leased):
         connections = options.get("connections", str(CONNECTIONS))
         if not re.fullmatch(r"[1-9][0-9]?", connections) or int(connections) > MOST_CONNECTIONS:
             found["connections"] = f"The sessions at once are a whole number from 1 to {MOST_CONNECTIONS}."
+        if "statement_timeout" in options and not SPAN.fullmatch(options["statement_timeout"]):
+            found["statement_timeout"] = "A statement's longest time is written as 500ms, 30s, 5m or 1h."
+        if options.get("read_only", "true") not in {"true", "false"}:
+            found["read_only"] = 'Write "true" or "false", in quotes.'
         return found
 
     def path(self, options: Mapping[str, str]) -> str:
@@ -248,7 +256,13 @@ class MariaDB(Leased):
                 f"{mount}/roles/{options['role']}",
                 {
                     "db_name": connection,
-                    "creation_statements": [_creation(options["group"], options.get("connections", str(CONNECTIONS)))],
+                    "creation_statements": [
+                        _creation(
+                            options["group"],
+                            options.get("connections", str(CONNECTIONS)),
+                            _seconds(options.get("statement_timeout")),
+                        )
+                    ],
                     "revocation_statements": list(REVOCATION),
                     "default_ttl": seconds,
                     "max_ttl": seconds,
@@ -263,7 +277,7 @@ class MariaDB(Leased):
                     f"{mount}/roles/{options['watch_role']}",
                     {
                         "db_name": connection,
-                        "creation_statements": [_creation(WATCH_GROUP, str(WATCH_CONNECTIONS))],
+                        "creation_statements": [_creation(WATCH_GROUP, str(WATCH_CONNECTIONS), str(_SECONDS))],
                         "revocation_statements": list(REVOCATION),
                         "default_ttl": WATCH_TTL,
                         "max_ttl": WATCH_TTL,
@@ -316,11 +330,17 @@ GRANT {group} TO breakglass_definer@localhost WITH ADMIN OPTION;
 """
 
 
-def _creation(group: str, connections: str) -> str:
+def _creation(group: str, connections: str, seconds: str) -> str:
     return (
         "CALL breakglass.open_login('{{name}}', '{{password}}', "
-        f"'{group}', {connections}, '{{{{expiration}}}}')"
+        f"'{group}', {connections}, {seconds}, '{{{{expiration}}}}')"
     )
+
+
+def _seconds(span: str | None) -> str:
+    """Return a statement's longest time in seconds; 0 is any."""
+    found = SPAN.fullmatch(span or "")
+    return f"{int(found[1]) * _UNITS[found[2]]:g}" if found else "0"
 
 
 def _is_verified(options: Mapping[str, str]) -> bool:
@@ -373,7 +393,7 @@ def _watch_path(options: Mapping[str, str]) -> str:
 
 
 def _called(session: pymysql.Connection[Any], procedure: str, *words: str) -> tuple[tuple[Any, ...], ...]:
-    """Call one of the three procedures that look."""
+    """Call one of the procedures that look."""
     with session.cursor() as cursor:
         cursor.execute(f"CALL breakglass.{procedure}({', '.join(['%s'] * len(words))})", words)
         return tuple(cursor.fetchall())

@@ -3,7 +3,7 @@
 -- MariaDB's right to make accounts (CREATE USER) is the right to change everybody's password, root's as well. So nobody
 -- who can log in gets it. It belongs to an account that is locked for good, and what that account does stands in the
 -- procedures below, which act on no account but those that they made themselves. Vault's manager may call them, and the
--- bot's watching logins may call the three that look; neither has any other right on the server.
+-- bot's watching logins may call those that look; neither has any other right on the server.
 --
 -- The server should run its events (event_scheduler=ON): with both Vault and the bot dead, they end what is over.
 -- Keep the general log off, or the passwords of the logins stand in it.
@@ -21,9 +21,13 @@ CREATE USER IF NOT EXISTS breakglass_definer@localhost ACCOUNT LOCK;
 GRANT CREATE USER, CONNECTION ADMIN, PROCESS ON *.* TO breakglass_definer@localhost;
 GRANT SELECT, INSERT, DELETE ON breakglass.login TO breakglass_definer@localhost;
 GRANT EXECUTE, EVENT ON breakglass.* TO breakglass_definer@localhost;
--- To see who can log in, and for SET DEFAULT ROLE, which asks for the right to write there.
+-- To see who can log in and which rights a role has, and for SET DEFAULT ROLE, which asks for the right to write there.
 GRANT SELECT ON mysql.global_priv TO breakglass_definer@localhost;
 GRANT SELECT ON mysql.roles_mapping TO breakglass_definer@localhost;
+GRANT SELECT ON mysql.db TO breakglass_definer@localhost;
+GRANT SELECT ON mysql.tables_priv TO breakglass_definer@localhost;
+GRANT SELECT ON mysql.columns_priv TO breakglass_definer@localhost;
+GRANT SELECT ON mysql.procs_priv TO breakglass_definer@localhost;
 GRANT UPDATE ON mysql.* TO breakglass_definer@localhost;
 
 CREATE ROLE IF NOT EXISTS bg_watch;
@@ -31,16 +35,18 @@ GRANT bg_watch TO breakglass_definer@localhost WITH ADMIN OPTION;
 
 DELIMITER //
 
--- Make a login that lends one role, may have so many sessions, and is over at a time ("2026-03-01 02:15:00+0000").
+-- Make a login that lends one role, may have so many sessions with statements of so many seconds each (0: any), and is
+-- over at a time ("2026-03-01 02:15:00+0000").
 CREATE OR REPLACE DEFINER=breakglass_definer@localhost
-PROCEDURE breakglass.open_login(who varchar(80), word text, lent varchar(80), sessions int, expires varchar(40))
+PROCEDURE breakglass.open_login(
+    who varchar(80), word text, lent varchar(80), sessions int, seconds decimal(10, 3), expires varchar(40))
 MODIFIES SQL DATA SQL SECURITY DEFINER
 BEGIN
     DECLARE account varchar(200) DEFAULT CONCAT(QUOTE(who), '@''%''');
     DECLARE ends_at datetime DEFAULT CONVERT_TZ(
         LEFT(expires, 19), CONCAT(SUBSTR(expires, 20, 3), ':', SUBSTR(expires, 23, 2)), '+00:00');
     IF who NOT REGEXP '^[a-z0-9][a-z0-9-]{2,78}[a-z0-9]$' OR lent NOT REGEXP '^[A-Za-z0-9_]{1,80}$'
-        OR ends_at IS NULL OR CHAR_LENGTH(word) < 12 OR sessions < 1 THEN
+        OR ends_at IS NULL OR CHAR_LENGTH(word) < 12 OR NOT sessions >= 1 OR NOT seconds >= 0 THEN
         SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no usable name, role, time, password or number of sessions';
     END IF;
     -- Under any host, and roles: whoever is there already would be ended with it later.
@@ -56,7 +62,8 @@ BEGIN
             RESIGNAL;
         END;
         EXECUTE IMMEDIATE CONCAT(
-            'CREATE USER ', account, ' IDENTIFIED BY ', QUOTE(word), ' WITH MAX_USER_CONNECTIONS ', sessions);
+            'CREATE USER ', account, ' IDENTIFIED BY ', QUOTE(word),
+            ' WITH MAX_USER_CONNECTIONS ', sessions, ' MAX_STATEMENT_TIME ', seconds);
         EXECUTE IMMEDIATE CONCAT('GRANT `', lent, '` TO ', account);
         EXECUTE IMMEDIATE CONCAT('SET DEFAULT ROLE `', lent, '` FOR ', account);
     END;
@@ -103,17 +110,30 @@ READS SQL DATA SQL SECURITY DEFINER
 SELECT user FROM mysql.global_priv
 WHERE user LIKE 'bg-%-%' AND NOT COALESCE(JSON_VALUE(priv, '$.account_locked'), FALSE) //
 
--- A role, and every role that comes with it, with its rights on the whole server (a number; 0: none).
+-- What a role may do that no level should: itself, and every role that it could become. No row: there is no such role.
 CREATE OR REPLACE DEFINER=breakglass_definer@localhost PROCEDURE breakglass.rights(lent varchar(80))
 READS SQL DATA SQL SECURITY DEFINER
 WITH RECURSIVE reach(name) AS (
-    SELECT CONVERT(user USING utf8mb4) COLLATE utf8mb4_bin FROM mysql.global_priv WHERE host = '' AND user = lent
-    UNION
-    SELECT CONVERT(m.role USING utf8mb4) COLLATE utf8mb4_bin FROM mysql.roles_mapping m JOIN reach
-    ON m.host = '' AND m.user = reach.name
+    SELECT user FROM mysql.global_priv WHERE user = lent AND JSON_VALUE(priv, '$.is_role')
+    UNION SELECT m.role FROM mysql.roles_mapping m JOIN reach ON m.user = reach.name AND m.host = ''
+), given(name, db, what) AS (
+    SELECT user, db, CONCAT_WS(',', IF(select_priv = 'Y', 'Select', NULL), IF(show_view_priv = 'Y', 'Show view', NULL),
+        IF('Y' IN (insert_priv, update_priv, delete_priv, create_priv, drop_priv, alter_priv, index_priv, trigger_priv,
+            create_routine_priv, alter_routine_priv, execute_priv, event_priv, create_view_priv, references_priv,
+            create_tmp_table_priv, lock_tables_priv, delete_history_priv), 'Write', NULL),
+        IF(grant_priv = 'Y', 'Grant', NULL)) FROM mysql.db WHERE host = ''
+    UNION ALL SELECT user, db, CONCAT_WS(',', table_priv, column_priv) FROM mysql.tables_priv WHERE host = ''
+    UNION ALL SELECT user, db, column_priv FROM mysql.columns_priv WHERE host = ''
+    UNION ALL SELECT user, db, CONCAT_WS(',', 'Write', proc_priv) FROM mysql.procs_priv WHERE host = ''
 )
-SELECT g.user, COALESCE(JSON_VALUE(g.priv, '$.access'), 0) FROM mysql.global_priv g JOIN reach ON g.user = reach.name
-WHERE g.host = '' ORDER BY g.user <> lent, g.user //
+SELECT reach.name AS name,
+    COALESCE(JSON_VALUE(p.priv, '$.access'), 0) <> 0 AS everywhere,
+    EXISTS (SELECT 1 FROM given g WHERE g.name = reach.name
+        AND ('mysql' LIKE g.db OR 'breakglass' LIKE g.db OR 'sys' LIKE g.db)) AS inside,
+    EXISTS (SELECT 1 FROM given g WHERE g.name = reach.name AND FIND_IN_SET('Grant', g.what)) AS hands_on,
+    EXISTS (SELECT 1 FROM given g WHERE g.name = reach.name
+        AND g.what REGEXP '(^|,)(?!Select(,|$)|Show view(,|$)|$)') AS writes
+FROM reach JOIN mysql.global_priv p ON p.user = reach.name AND p.host = '' //
 
 -- What is over and was not ended: Vault is dead, or has given up.
 CREATE OR REPLACE DEFINER=breakglass_definer@localhost EVENT breakglass.end_what_is_over

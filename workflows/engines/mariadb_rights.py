@@ -37,10 +37,16 @@ def excess(rows: Sequence[Sequence[Any]], options: Mapping[str, str]) -> tuple[s
     if not rows:
         return (f"There is no role {group} at {options['host']}:{options['port']}.",)
     found = []
-    for name, access in rows:
-        if int(access):
-            through = "" if name == group else f", which comes with {group},"
-            found.append(f"The role {name}{through} has rights on the whole server.")
+    for name, everywhere, inside, hands_on, writes in rows:
+        role = f"The role {name}" + ("" if name == group else f", which comes with {group},")
+        if everywhere:
+            found.append(f"{role} has rights on the whole server.")
+        if inside:
+            found.append(f"{role} has rights in a schema of the server's own, or in breakglass.")
+        if hands_on:
+            found.append(f"{role} may hand its rights on (GRANT OPTION).")
+        if writes and options.get("read_only") == "true":
+            found.append(f"{role} may write, and the level is read-only.")
     return tuple(found)
 
 
