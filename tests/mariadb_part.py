@@ -230,8 +230,9 @@ class Maria(Real):
         return self.until(is_shown)
 
     def sessions(self, username: str) -> int:
-        """Count the open sessions of a login, also those that are still logging in."""
-        return self.pg.execute(f"SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{username}'")[0][0]
+        """Count the open sessions of a login. Who only knocks, and will be refused, is listed under "Connect"."""
+        where = f"user = '{username}' AND command NOT IN ('Connect', 'Killed')"
+        return int(self.pg.execute(f"SELECT COUNT(*) FROM information_schema.processlist WHERE {where}")[0][0])
 
     def login_exists(self, username: str) -> bool:
         """Whether MariaDB has the account."""

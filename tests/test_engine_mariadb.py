@@ -150,7 +150,8 @@ def test_the_manager_cannot_touch_an_account_that_was_not_made_for_a_grant(maria
     assert maria.pg.execute("SELECT host FROM mysql.global_priv WHERE user = 'root'") == [("127.0.0.1",)]
     assert maria.login_exists("bgmgr")
     assert not maria.login_exists("bg-new-x")
-    assert not maria.pg.execute("SELECT 1 FROM breakglass.login WHERE name IN ('root', 'bgmgr', 'bg-new-x')")
+    left = "SELECT 1 FROM breakglass.login WHERE name IN ('root', 'bgmgr') OR name = 'bg-new-x' AND ended_at IS NULL"
+    assert not maria.pg.execute(left)
 
 
 def test_what_is_set_up_is_what_is_planned(maria):
@@ -266,6 +267,21 @@ def test_the_server_lets_a_stalled_login_in_after_a_plain_drop(maria, maria_vaul
     assert maria.take_back(maria_vault, grant)
     assert _is_cut(stalled.session)
     assert MARIADB.prove(maria_vault, grant)
+
+
+def test_who_only_knocks_does_not_keep_an_end_from_coming(maria, maria_vault):
+    """A login that is begun under the name after the end, and left hanging, is neither let in nor counted."""
+    credential, grant, _ = maria.open(maria_vault, maria.wide)
+    assert maria.take_back(maria_vault, grant)
+    # A hostile client needs no right for this: only the name. It is listed under it until connect_timeout.
+    knocking = hostile.Stalled(credential)
+    listed = maria.pg.execute(
+        f"SELECT command FROM information_schema.processlist WHERE user = '{credential.username}'"
+    )
+    seen = MARIADB.prove(maria_vault, grant)
+    assert not knocking.answer()
+    assert listed == [("Connect",)]
+    assert seen == ("its account does not exist", "no session of it is open")
 
 
 def test_taking_back_twice_is_fine(maria, maria_vault):

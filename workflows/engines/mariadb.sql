@@ -14,12 +14,16 @@ CREATE TABLE IF NOT EXISTS breakglass.login (
     name        varchar(80) NOT NULL PRIMARY KEY,
     lent        varchar(80) NOT NULL,
     made_at     datetime NOT NULL,
-    expires_at  datetime NOT NULL      -- UTC
+    expires_at  datetime NOT NULL,     -- UTC
+    ended_at    datetime,
+    newest      bigint unsigned        -- of the server's connections, when nobody was let in any more
 ) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
+ALTER TABLE breakglass.login
+    ADD COLUMN IF NOT EXISTS ended_at datetime, ADD COLUMN IF NOT EXISTS newest bigint unsigned;
 
 CREATE USER IF NOT EXISTS breakglass_definer@localhost ACCOUNT LOCK;
 GRANT CREATE USER, CONNECTION ADMIN, PROCESS ON *.* TO breakglass_definer@localhost;
-GRANT SELECT, INSERT, DELETE ON breakglass.login TO breakglass_definer@localhost;
+GRANT SELECT, INSERT, UPDATE, DELETE ON breakglass.login TO breakglass_definer@localhost;
 GRANT EXECUTE, EVENT ON breakglass.* TO breakglass_definer@localhost;
 -- To see who can log in and which rights a role has, and for SET DEFAULT ROLE, which asks for the right to write there.
 GRANT SELECT ON mysql.global_priv TO breakglass_definer@localhost;
@@ -54,7 +58,7 @@ BEGIN
         SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'there is an account of that name';
     END IF;
     -- The row first: an account that stands in no row would be nobody's to end. The two commits are one each.
-    INSERT INTO breakglass.login VALUES (who, lent, UTC_TIMESTAMP(), ends_at);
+    INSERT INTO breakglass.login VALUES (who, lent, UTC_TIMESTAMP(), ends_at, NULL, NULL);
     BEGIN
         -- Half a login is none.
         DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN
@@ -75,33 +79,41 @@ MODIFIES SQL DATA SQL SECURITY DEFINER
 BEGIN
     DECLARE account varchar(200) DEFAULT CONCAT(QUOTE(who), '@''%''');
     DECLARE tries int DEFAULT 0;
-    IF EXISTS (SELECT 1 FROM breakglass.login WHERE name = who) THEN
-        -- 1. Whoever asks from here on is refused.
+    DECLARE latest bigint unsigned;
+    IF EXISTS (SELECT 1 FROM breakglass.login WHERE name = who AND ended_at IS NULL) THEN
+        -- 1. Whoever asks from here on is refused: every connection that is newer than the newest of this moment.
         EXECUTE IMMEDIATE CONCAT('ALTER USER IF EXISTS ', account, ' ACCOUNT LOCK');
+        SELECT MAX(id) INTO latest FROM information_schema.processlist;
         -- 2. Whoever asked before has been let in, or will be: a client may stop in the middle of logging in, for as long
         --    as connect_timeout, and is then judged by the account as it was when it began. It is listed under its name
         --    from that moment on, and KILL USER ends it like a session. A killed one stays in the list until it is gone.
+        --    Who only knocks is listed, too, and is not waited for: else anybody could keep an end from coming.
         REPEAT
             EXECUTE IMMEDIATE CONCAT('KILL HARD CONNECTION USER ', account);
             SET tries = tries + 1;
             IF tries > 1 THEN DO SLEEP(0.01); END IF;
-        UNTIL tries > 300 OR NOT EXISTS (SELECT 1 FROM information_schema.processlist WHERE user = who) END REPEAT;
-        IF EXISTS (SELECT 1 FROM information_schema.processlist WHERE user = who) THEN
+        UNTIL tries > 300
+            OR NOT EXISTS (SELECT 1 FROM information_schema.processlist WHERE user = who AND id <= latest) END REPEAT;
+        IF EXISTS (SELECT 1 FROM information_schema.processlist WHERE user = who AND id <= latest) THEN
             -- The account stays locked; Vault tries again.
             SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'a session of this login does not end';
         END IF;
         -- 3. Only now, since nothing of the account is in use.
         EXECUTE IMMEDIATE CONCAT('DROP USER IF EXISTS ', account);
-        DELETE FROM breakglass.login WHERE name = who;
+        UPDATE breakglass.login SET ended_at = UTC_TIMESTAMP(), newest = latest WHERE name = who;
         COMMIT;
     END IF;
 END //
 
--- How many accounts of that name (a LIKE pattern) can log in, are there, and how many sessions they have.
+-- How many accounts of that name (a LIKE pattern) can log in, are there, and how many sessions they have: also those
+-- that are still logging in, unless they began when the account was locked already.
 CREATE OR REPLACE DEFINER=breakglass_definer@localhost PROCEDURE breakglass.look(who varchar(160))
 READS SQL DATA SQL SECURITY DEFINER
 SELECT COALESCE(SUM(NOT COALESCE(JSON_VALUE(priv, '$.account_locked'), FALSE)), 0) AS able, COUNT(*) AS there,
-    (SELECT COUNT(*) FROM information_schema.processlist WHERE user LIKE who) AS sessions
+    (SELECT COUNT(*) FROM information_schema.processlist p
+        LEFT JOIN breakglass.login l ON l.name = CONVERT(p.user USING utf8mb4) COLLATE utf8mb4_bin
+        WHERE p.user LIKE who
+        AND NOT (p.command IN ('Connect', 'Killed') AND l.newest IS NOT NULL AND p.id > l.newest)) AS sessions
 FROM mysql.global_priv WHERE user LIKE who //
 
 -- The accounts that are named after a request and can log in.
@@ -141,9 +153,10 @@ ON SCHEDULE EVERY 10 SECOND DO
 BEGIN
     -- One that cannot be ended does not keep the others.
     DECLARE CONTINUE HANDLER FOR SQLEXCEPTION BEGIN END;
-    FOR one IN (SELECT name FROM breakglass.login WHERE expires_at < UTC_TIMESTAMP()) DO
+    FOR one IN (SELECT name FROM breakglass.login WHERE expires_at < UTC_TIMESTAMP() AND ended_at IS NULL) DO
         CALL breakglass.end_login(one.name);
     END FOR;
+    DELETE FROM breakglass.login WHERE ended_at < UTC_TIMESTAMP() - INTERVAL 7 DAY;
 END //
 
 DELIMITER ;
