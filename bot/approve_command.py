@@ -18,8 +18,9 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from bot.blockkit import clean
-from bot.settings import custodian_from_environment
+from bot.settings import own_from_environment
 from workflows.control_group import ACCESSOR, Custodian
+from workflows.engines.naming import MOUNT, REQUEST
 from workflows.errors import Conflict, Invalid, Refused
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
 
     from workflows.control_group import Authorisations, Shown
 
-_REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
-_MOUNT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9_-]*)*")
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,14 +47,17 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def _approve(options: argparse.Namespace) -> int:
     request_id = options.request.upper()
     for word, pattern, sentence in (
-        (request_id, _REQUEST, "A request's number looks like BG-7KQ2."),
+        (request_id, REQUEST, "A request's number looks like BG-7KQ2."),
         (options.accessor, ACCESSOR, "That is not an accessor: copy it from the request's thread."),
         (options.user or "a", _NAME, "That is not a user name at Vault."),
-        (options.mount or "a", _MOUNT, "That is not where a way to log in is mounted."),
+        (options.mount or "a", MOUNT, "That is not where a way to log in is mounted."),
     ):
         if not pattern.fullmatch(word):
             raise Invalid(sentence)
-    settings = custodian_from_environment(os.environ, by_name=options.user is not None)
+    missing = (
+        "" if options.user is not None else "log in to Vault as yourself and put your token there, or give --user."
+    )
+    settings = own_from_environment(os.environ, missing=missing)
     custodian = Custodian(
         settings.vault_address, settings.vault_token, namespace=settings.vault_namespace, ca_file=settings.vault_ca_file
     )

@@ -32,6 +32,7 @@ from storage.audit import Actor
 from storage.models import Outcome
 from workflows import policy as rules
 from workflows.desk import Ask, Findings, FollowUp
+from workflows.engines.naming import REQUEST
 from workflows.errors import BreakGlassError, Conflict, Invalid, Unavailable
 from workflows.lifecycle import Action
 from workflows.retention import RetentionDesk
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     Export = Callable[[Actor, str], None]
 
 _BUTTON: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,9})")
-_REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}")
 _PROPOSAL: Final = re.compile(r"([0-9]{1,18}) ([0-9a-f]{64})")
 _SUBCOMMANDS: Final = ("help", "status", "review", "export", "hold", "unhold")
 
@@ -565,7 +565,7 @@ def _unknown(ack: Ack, body: dict[str, Any], client: WebClient) -> None:
 
 def _request_id(subcommand: str, words: Sequence[str]) -> str:
     found = words[0].upper() if words else ""
-    if not _REQUEST.fullmatch(found):
+    if not REQUEST.fullmatch(found):
         raise Invalid(f"Name the request: {views.COMMAND} {subcommand} BG-7KQ2.")
     return found
 

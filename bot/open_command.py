@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import shutil
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from workflows import delivery
+from workflows.engines.naming import REQUEST
 from workflows.errors import Invalid, Unavailable
 from workflows.vault import Vault
 
 if TYPE_CHECKING:
     import argparse
 
-_REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}")
 _LONGEST: Final = 20_000  # bytes of a code
 
 
@@ -44,7 +43,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> NoReturn:
     """Open it and become the program. Raises Refused, Unavailable, VaultRefused, with what the person does next."""
     request_id = str(options.request).upper()
-    if not _REQUEST.fullmatch(request_id):
+    if not REQUEST.fullmatch(request_id):
         raise Invalid("Name the request: breakglass open BG-7KQ2.")
     parcel = delivery.read_code(_code(), request_id)
     expected = os.environ.get("VAULT_ADDR", "").strip().rstrip("/")

@@ -58,38 +58,8 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorSettings:
-    """With what an administrator sets Vault up: a login of their own, and secrets that only they know."""
-
-    vault_address: str
-    vault_token: str = field(repr=False)
-    vault_namespace: str | None = None
-    vault_ca_file: str | None = None
-    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-
-def operator_from_environment(environment: Mapping[str, str]) -> OperatorSettings:
-    """Read an operator's ``environment``. Raises :class:`SettingsInvalid` with every problem."""
-    address, token = (environment.get(name, "").strip() for name in ("VAULT_ADDR", "VAULT_TOKEN"))
-    problems = []
-    if not address.startswith("http"):
-        problems.append("VAULT_ADDR is not set: where Vault or OpenBao answers, as http://host:port.")
-    if not token:
-        problems.append("VAULT_TOKEN is not set: give an operator's token, not the bot's.")
-    if problems:
-        raise SettingsInvalid(tuple(problems))
-    return OperatorSettings(
-        vault_address=address.rstrip("/"),
-        vault_token=token,
-        vault_namespace=environment.get("VAULT_NAMESPACE", "").strip() or None,
-        vault_ca_file=environment.get("VAULT_CACERT", "").strip() or None,
-        environment=MappingProxyType(dict(environment)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class CustodianSettings:
-    """Where a custodian reaches Vault, and their own token there; empty when they log in by name."""
+class OwnSettings:
+    """Where a person reaches Vault, and their own token there; empty when they log in by name."""
 
     vault_address: str
     vault_token: str = field(repr=False)
@@ -97,22 +67,22 @@ class CustodianSettings:
     vault_ca_file: str | None
 
 
-def custodian_from_environment(environment: Mapping[str, str], *, by_name: bool) -> CustodianSettings:
-    """Read a custodian's ``environment``. Raises :class:`SettingsInvalid` with every problem.
+def own_from_environment(environment: Mapping[str, str], *, missing: str) -> OwnSettings:
+    """Read a person's own ``environment``. Raises :class:`SettingsInvalid` with every problem.
 
-    ``by_name``: they log in with a name and a password, and a token that happens to be there is not theirs to use.
+    ``missing`` is what to do without a token; "": they log in by name, and one that happens to be there is not used.
     """
     address, token = (environment.get(name, "").strip() for name in ("VAULT_ADDR", "VAULT_TOKEN"))
     problems = []
     if not address.startswith("http"):
         problems.append("VAULT_ADDR is not set: where Vault or OpenBao answers, as https://vault.example.com:8200.")
-    if not token and not by_name:
-        problems.append("VAULT_TOKEN is not set: log in to Vault as yourself and put your token there, or give --user.")
+    if not token and missing:
+        problems.append(f"VAULT_TOKEN is not set: {missing}")
     if problems:
         raise SettingsInvalid(tuple(problems))
-    return CustodianSettings(
+    return OwnSettings(
         vault_address=address.rstrip("/"),
-        vault_token="" if by_name else token,
+        vault_token=token if missing else "",
         vault_namespace=environment.get("VAULT_NAMESPACE", "").strip() or None,
         vault_ca_file=environment.get("VAULT_CACERT", "").strip() or None,
     )

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.settings import operator_from_environment, policy_file
+from bot.settings import own_from_environment, policy_file
 from workflows import policy as rules
 from workflows.errors import Refused
 from workflows.vault_apply import CHANGED, NEW, SAME, Operator, carry_out, compare, left_over, missing_secrets
@@ -64,7 +64,7 @@ def _policy(options: argparse.Namespace) -> int:
 def _apply(options: argparse.Namespace) -> int:
     policy = rules.load(options.file or policy_file(os.environ))
     plan = plan_of(policy)
-    settings = operator_from_environment(os.environ)
+    settings = own_from_environment(os.environ, missing="give an operator's token, not the bot's.")
     if options.credentials_to is not None and options.credentials_to.exists():
         raise Refused(f"{options.credentials_to} is there already, and is not overwritten: name another file.")
     operator = Operator(
@@ -81,12 +81,12 @@ def _apply(options: argparse.Namespace) -> int:
     sys.stdout.write(f"{counted[NEW]} new, {counted[CHANGED]} changed, {counted[SAME]} as they should be.\n")
     # 2. Do it.
     if options.dry_run:
-        for name in missing_secrets(differences, settings.environment):
+        for name in missing_secrets(differences, os.environ):
             sys.stdout.write(f"Set {name} before --yes: only you know what is to be in there.\n")
         sys.stdout.write("Nothing was changed.\n")
         return 0
     levels = levels_of(policy)
-    done = sum(1 for _ in carry_out(operator, differences, levels, settings.environment))
+    done = sum(1 for _ in carry_out(operator, differences, levels, os.environ))
     sys.stdout.write(f"Done: {done} written.\n" if done else "Nothing to do.\n")
     # 3. Who is in the custodians' groups is not in the policy: say what is missing there.
     for sentence in operator.group_trouble(levels):

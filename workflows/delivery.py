@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from workflows.engines import ENGINES, Engine
+from workflows.engines.naming import REQUEST
 from workflows.engines.seam import Exclusive, OneRead, Opened
 from workflows.errors import Conflict, Invalid, VaultRefused
 
@@ -40,7 +41,6 @@ CERTAIN_FOR: Final = timedelta(seconds=3)  # after that moment; later, the token
 LOOK_EVERY: Final = timedelta(seconds=2)
 
 _VERSION: Final = 1
-_REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._=-]{8,4000}")
 ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(/[A-Za-z0-9._/-]*)?")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._/-]{1,200}")
@@ -147,7 +147,7 @@ def read_code(text: str, request_id: str) -> Parcel:
     if not fits or (words["namespace"] and not _NAMESPACE.fullmatch(words["namespace"])):
         raise broken
     if words["request"] != request_id:
-        other = words["request"] if _REQUEST.fullmatch(words["request"]) else "another request"
+        other = words["request"] if REQUEST.fullmatch(words["request"]) else "another request"
         raise Invalid(f"That is the code of {other}, and you asked to open {request_id}. Nothing was opened.")
     if engine is None or problem(engine, Delivery.CLI):
         raise Invalid("This version cannot open that kind of credential. Install the version that the bot runs.")

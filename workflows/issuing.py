@@ -36,6 +36,7 @@ from workflows.control_group import Keys, Question
 from workflows.delivery import CERTAIN_FOR, LOOK_EVERY, OPEN_WITHIN, WRAP_TTL, Delivery, Parcel
 from workflows.door import Case, Door, Turn, database_errors
 from workflows.engines import ENGINES, Credential, Wish
+from workflows.engines.naming import mark_of
 from workflows.engines.seam import Exclusive
 from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
 from workflows.lifecycle import Action, allowed_roles, now_is
@@ -265,7 +266,7 @@ class Issuer(Door):
             log.warning("%s: the name at its target is not known: %s", request_id, error.reason)
             return None
         is_shared = isinstance(engine, Exclusive)  # and then not named after a request
-        own = [name for name in names if is_shared or name.startswith(f"{request_id.lower()}-")]
+        own = [name for name in names if is_shared or name.startswith(mark_of(request_id))]
         return own[0] if len(own) == 1 else None
 
     def watch(self, request_id: str, *, now: datetime) -> None:

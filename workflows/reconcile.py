@@ -36,6 +36,7 @@ from storage.models import Alarm, Entry, Feed, Grant, Request, State
 from workflows.door import database_errors
 from workflows.engines import ENGINES
 from workflows.engines.leases import CLOCK_SKEW
+from workflows.engines.naming import mark_of
 from workflows.errors import Unavailable, VaultRefused
 from workflows.issuing import target_of
 from workflows.lifecycle import Action, allowed_roles
@@ -124,7 +125,7 @@ class _Record:
         self.leases: Final = frozenset(grant.lease_id for grant, _ in grants if grant.lease_id is not None)
         self._names: Final = frozenset(grant.identity for grant, _ in grants if grant.identity is not None)
         # Of what is being opened, the name is not known yet; it will begin with the request's.
-        opening = (f"{grant.request_id.lower()}-" for grant, _ in grants if grant.identity is None)
+        opening = (mark_of(grant.request_id) for grant, _ in grants if grant.identity is None)
         self._begun: Final = (*opening, *(name for _, name in trials))
 
     def explains(self, name: str) -> bool:

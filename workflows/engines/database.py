@@ -9,7 +9,6 @@ Rules
 
 from __future__ import annotations
 
-import re
 import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,20 +19,18 @@ from urllib.parse import quote
 import psycopg
 
 from workflows.engines import database_rights, database_sql
-from workflows.engines.leases import MOUNT, NAME, Leased
-from workflows.engines.seam import Rule, Session, Write, lease_rules, watch_rules
-from workflows.errors import Invalid, Refused, Unavailable
+from workflows.engines.logins import Logins
+from workflows.engines.naming import is_local, like_exactly, mark_of, watch_path
+from workflows.engines.seam import Session, Write
+from workflows.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from workflows.engines import Credential, Held, Wish
-    from workflows.vault import ChildToken, Vault
+    from workflows.engines import Credential, Held
+    from workflows.vault import Vault
 
-# These become words of a connection string and of a shell line.
-HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*")
-PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 SSL_MODES: Final = ("disable", "require", "verify-ca", "verify-full")
 
 _SECONDS: Final = 5  # to connect, and for a question
@@ -64,7 +61,7 @@ class Login:
         return " ".join(f"{name}={_quoted(value)}" for name, value in words.items())
 
 
-class Database(Leased):
+class Database(Logins[Login]):
     """Vault's database secrets engine with its PostgreSQL plugin; one Vault role per level."""
 
     keys: Mapping[str, bool] = MappingProxyType(
@@ -86,8 +83,6 @@ class Database(Leased):
             "schemas": False,
         }
     )
-    needs_public_key: Final = False
-    # What the bot can do without, and Vault's administrator cannot.
     set_up_by: Mapping[str, str] = MappingProxyType(
         {
             "group": "the role at PostgreSQL whose rights its logins get",
@@ -98,46 +93,16 @@ class Database(Leased):
 
     def problems(self, options: Mapping[str, str]) -> dict[str, str]:
         """Return what is wrong, by key."""
-        found: dict[str, str] = {}
-        if not MOUNT.fullmatch(options["mount"]):
-            found["mount"] = f"{options['mount']!r} is not the path of a Vault mount."
-        for key in ("role", "watch_role"):
-            if key in options and not NAME.fullmatch(options[key]):
-                found[key] = f"{options[key]!r} is not the name of a Vault role."
-        if options.get("watch_role") == options["role"]:
-            found["watch_role"] = "The bot would look with a credential of the level itself: name another role."
-        if not HOST.fullmatch(options["host"]):
-            found["host"] = f"{options['host']!r} is not a host name or an address."
-        if not PORT.fullmatch(options["port"]) or int(options["port"]) > 65535:
-            found["port"] = f"{options['port']!r} is not a TCP port."
-        if not options["database"].isprintable():
-            found["database"] = "The database has no usable name."
-        if "connection" in options and not NAME.fullmatch(options["connection"]):
-            found["connection"] = f"{options['connection']!r} is not the name of a Vault connection."
+        found = super().problems(options)
         if "sslmode" in options and options["sslmode"] not in SSL_MODES:
             found["sslmode"] = f"It is one of {', '.join(SSL_MODES)}."
         return found | database_sql.problems(options)
-
-    def path(self, options: Mapping[str, str]) -> str:
-        """Return the path whose reading creates a user."""
-        return f"{options['mount']}/creds/{options['role']}"
-
-    def lease_prefix(self, options: Mapping[str, str]) -> str:
-        """Return the path again: lease ids begin with what was read."""
-        return self.path(options)
-
-    def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Login:  # noqa: ARG002
-        """Create a user and return its login. Raises Unavailable (also when PostgreSQL is down), VaultRefused."""
-        secret = vault.read_as(child, self.path(options))
-        return self.credential(options, secret.data, secret.lease_id, min(child.ttl, secret.lease_duration))
 
     def credential(
         self, options: Mapping[str, str], data: Mapping[str, object], lease_id: str, ttl: timedelta
     ) -> Login:
         """Return the login that an answer of Vault's holds. Raises Unavailable when it holds none."""
-        username, password = data.get("username"), data.get("password")
-        if not isinstance(username, str) or not isinstance(password, str) or not username or not password:
-            raise Unavailable(f"What Vault gave for {self.path(options)!r} is not a database login.")
+        username, password = self._name_and_password(options, data)
         return Login(username, password, options["host"], int(options["port"]), options["database"], lease_id, ttl)
 
     def session(self, credential: Credential) -> Session:
@@ -158,7 +123,7 @@ class Database(Leased):
                 "SELECT count(*) FILTER (WHERE rolcanlogin), count(*), "
                 "(SELECT count(*) FROM pg_stat_activity WHERE usename = %(name)s OR usename LIKE %(like)s) "
                 "FROM pg_roles WHERE rolname = %(name)s OR rolname LIKE %(like)s",
-                {"name": grant.identity or "", "like": f"{_escaped(grant.request_id.lower())}-%"},
+                {"name": grant.identity or "", "like": f"{like_exactly(mark_of(grant.request_id))}%"},
             )
             # Of a role that is dropped, a session still shows the number and no name any more.
             (orphans,) = one(
@@ -184,29 +149,10 @@ class Database(Leased):
             rows = target.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'bg-%-%' AND rolcanlogin").fetchall()
         return frozenset(str(name) for (name,) in rows)
 
-    def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
-        """Return the right to make a login."""
-        return (Rule(self.path(options), ("read",)),)
-
-    def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
-        """Return the rights to see and end the level's leases, and to look at the target."""
-        watched = watch_rules(watch_path(options)) if "watch_role" in options else ()
-        return (*lease_rules(self.lease_prefix(options)), *watched)
-
     def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
         """Return the mount, the connection and the roles. Raises Invalid without the keys of ``set_up_by``."""
-        missing = {
-            key: f"Vault cannot be set up for this level without {key!r}: {what}."
-            for key, what in self.set_up_by.items()
-            if key not in options
-        }
-        connection = options.get("connection", options["database"])
-        if not NAME.fullmatch(connection):
-            missing["connection"] = "The database's name cannot be that of a Vault connection: give one."
-        if missing:
-            raise Invalid(" ".join(missing.values()), fields=missing)
+        connection = self.connection_of(options)
         mount, host = options["mount"], options["host"]
-        is_local = host in {"localhost", "::1"} or host.startswith("127.")
         place = f"{f'[{host}]' if ':' in host else host}:{options['port']}/{quote(options['database'], safe='')}"
         seconds = int(longest.total_seconds())
         watched = ("watch_role",) if "watch_role" in options else ()
@@ -218,7 +164,7 @@ class Database(Leased):
                 {
                     "plugin_name": "postgresql-database-plugin",
                     "connection_url": f"postgresql://{{{{username}}}}:{{{{password}}}}@{place}"
-                    f"?sslmode={options.get('sslmode', 'disable' if is_local else 'verify-full')}",
+                    f"?sslmode={options.get('sslmode', 'disable' if is_local(host) else 'verify-full')}",
                     "username": options["manager"],
                     # Otherwise the passwords of the logins reach the server's log in clear text.
                     "password_authentication": "scram-sha-256",
@@ -331,11 +277,6 @@ def watching(vault: Vault, options: Mapping[str, str]) -> Iterator[psycopg.Conne
         raise failure
 
 
-def watch_path(options: Mapping[str, str]) -> str:
-    """Return the path at Vault of the logins that can only look."""
-    return f"{options['mount']}/creds/{options['watch_role']}"
-
-
 def one(
     session: psycopg.Connection[tuple[Any, ...]], query: LiteralString, values: Mapping[str, str] | None = None
 ) -> tuple[Any, ...]:
@@ -344,7 +285,3 @@ def one(
     if row is None:
         raise Unavailable("The database did not answer what it was asked.")
     return row
-
-
-def _escaped(name: str) -> str:
-    return name.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%")

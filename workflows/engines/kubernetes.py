@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Final
 import requests
 
 from workflows.engines.database_sql import USERNAME
-from workflows.engines.leases import MOUNT, NAME, Leased
+from workflows.engines.leases import Leased
+from workflows.engines.naming import creds_path, mark_of, role_problems, watch_path
 from workflows.engines.seam import Rule, Write, lease_rules
 from workflows.errors import Invalid, Unavailable
 
@@ -114,14 +115,7 @@ class Kubernetes(Leased):
 
     def problems(self, options: Mapping[str, str]) -> dict[str, str]:
         """Return what is wrong, by key."""
-        found: dict[str, str] = {}
-        if not MOUNT.fullmatch(options["mount"]):
-            found["mount"] = f"{options['mount']!r} is not the path of a Vault mount."
-        for key in ("role", "watch_role"):
-            if key in options and not NAME.fullmatch(options[key]):
-                found[key] = f"{options[key]!r} is not the name of a Vault role."
-        if options.get("watch_role") == options["role"]:
-            found["watch_role"] = "The bot would look with a credential of the level itself: name another role."
+        found = role_problems(options)
         if not NAMESPACE.fullmatch(options["namespace"]):
             found["namespace"] = f"{options['namespace']!r} is not the name of a Kubernetes namespace."
         if not SERVER.fullmatch(options["server"]):
@@ -136,7 +130,7 @@ class Kubernetes(Leased):
 
     def path(self, options: Mapping[str, str]) -> str:
         """Return the path that makes a service account when it is written to."""
-        return f"{options['mount']}/creds/{options['role']}"
+        return creds_path(options)
 
     def lease_prefix(self, options: Mapping[str, str]) -> str:
         """Return the path again: lease ids begin with what was asked."""
@@ -155,7 +149,7 @@ class Kubernetes(Leased):
             raise Unavailable(f"What Vault gave for {path!r} is not a service account's token.")
         if data.get("service_account_namespace") != options["namespace"]:
             raise Unavailable(f"What Vault gave for {path!r} is of another namespace than {options['namespace']!r}.")
-        if not name.startswith(_mark(wish.request_id)):
+        if not name.startswith(mark_of(wish.request_id)):
             raise Unavailable(
                 f"What Vault gave for {path!r} is not named after the request: either that account was there before, "
                 "so that its token would outlive the lease, or the role's name_template lacks the display name."
@@ -174,7 +168,7 @@ class Kubernetes(Leased):
         """See that no service account and no binding of the request is left in the cluster."""
         if "watch_role" not in grant.options:
             return ()
-        mark = _mark(grant.request_id)
+        mark = mark_of(grant.request_id)
         left = {
             what: sum(name.startswith(mark) for name in _listed(vault, grant.options, path))
             for what, path in (("service accounts", _ACCOUNTS), ("role bindings", _BINDINGS))
@@ -200,7 +194,7 @@ class Kubernetes(Leased):
         """Return the rights to see and end the level's leases, and to look at the cluster."""
         rules = lease_rules(self.lease_prefix(options))
         if "watch_role" in options:
-            watch, only = _watch_path(options), {"kubernetes_namespace": (options["namespace"],), "ttl": ()}
+            watch, only = watch_path(options), {"kubernetes_namespace": (options["namespace"],), "ttl": ()}
             why = "Can only look at a cluster, to see there that a credential is gone."
             ends = {"lease_id": (f"{watch}/*",), "sync": (True, False)}
             rules += (Rule(watch, ("update",), only, why=why), Rule("sys/leases/revoke", ("update",), ends))
@@ -314,14 +308,6 @@ def _applied(what: str, items: tuple[_Document, ...]) -> str:
     return f"# {what}.\nkubectl apply -f - <<'EOF'\n{shown}\nEOF"
 
 
-def _mark(request_id: str) -> str:
-    return f"{request_id.lower()}-"
-
-
-def _watch_path(options: Mapping[str, str]) -> str:
-    return f"{options['mount']}/creds/{options['watch_role']}"
-
-
 def _role(
     path: str, namespace: str, bound: str, kind: str, *, name_template: str, longest: timedelta, lends: bool = False
 ) -> Write:
@@ -348,7 +334,7 @@ def _asked(options: Mapping[str, str], ttl: timedelta) -> dict[str, Any]:
 
 def _listed(vault: Vault, options: Mapping[str, str], path: str) -> frozenset[str]:
     """Return the names of everything of one kind in the level's namespace. Raises Unavailable."""
-    watch, body = _watch_path(options), _asked(options, WATCH_TTL)
+    watch, body = watch_path(options), _asked(options, WATCH_TTL)
     token = vault.watcher(watch, body).data.get("service_account_token")
     url = f"{options['server']}/{path.format(namespace=options['namespace'])}"
     names: set[str] = set()

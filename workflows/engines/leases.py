@@ -14,7 +14,6 @@ Rules
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
 
     from workflows.engines import Held
     from workflows.vault import Lease, Vault
-
-# Names become parts of a Vault path and of a policy: a slash too many, a glob or ".." would reach somewhere else.
-MOUNT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9][A-Za-z0-9_-]*)*")
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 # How far Vault's clock may be behind the bot's. Too much only waits for a stranger's lease to be recorded; too little
 # would overlook the lease that is looked for.

@@ -18,23 +18,24 @@ import ssl
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import pymysql
 
 from workflows.engines import mariadb_rights
-from workflows.engines.database import HOST, PORT
 from workflows.engines.database_sql import SPAN
-from workflows.engines.leases import MOUNT, NAME, Leased
-from workflows.engines.seam import Rule, Session, Write, lease_rules, watch_rules
-from workflows.errors import Invalid, Refused, Unavailable
+from workflows.engines.logins import Logins
+from workflows.engines.naming import is_local, like_exactly, mark_of, watch_path
+from workflows.engines.seam import Session, Write
+from workflows.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import timedelta
 
-    from workflows.engines import Credential, Held, Wish
-    from workflows.vault import ChildToken, Vault
+    from workflows.engines import Credential, Held
+    from workflows.vault import Vault
 
 # Roles stand in statements as they are.
 IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}", re.ASCII)
@@ -86,7 +87,7 @@ class Login:
         return ("--no-defaults", "--protocol=tcp", *verified, *options)
 
 
-class MariaDB(Leased):
+class MariaDB(Logins[Login]):
     """Vault's database secrets engine with its MySQL plugin, at a MariaDB; one Vault role per level."""
 
     keys: Final = {
@@ -105,29 +106,19 @@ class MariaDB(Leased):
         "statement_timeout": False,
         "read_only": False,
     }
-    needs_public_key: Final = False
+    set_up_by: Mapping[str, str] = MappingProxyType(
+        {
+            "group": "the role at MariaDB whose rights its logins get",
+            "manager": "the account with which Vault makes them",
+        }
+    )
     program: Final = "mysql"
 
     def problems(self, options: Mapping[str, str]) -> dict[str, str]:
         """Return what is wrong, by key."""
-        found: dict[str, str] = {}
-        if not MOUNT.fullmatch(options["mount"]):
-            found["mount"] = f"{options['mount']!r} is not the path of a Vault mount."
-        for key in ("role", "watch_role"):
-            if key in options and not NAME.fullmatch(options[key]):
-                found[key] = f"{options[key]!r} is not the name of a Vault role."
-        if options.get("watch_role") == options["role"]:
-            found["watch_role"] = "The bot would look with a credential of the level itself: name another role."
-        if not HOST.fullmatch(options["host"]):
-            found["host"] = f"{options['host']!r} is not a host name or an address."
-        if not PORT.fullmatch(options["port"]) or int(options["port"]) > 65535:
-            found["port"] = f"{options['port']!r} is not a TCP port."
-        if not options["database"].isprintable():
-            found["database"] = "The database has no usable name."
+        found = super().problems(options)
         if options.get("tls", "verify") not in {"verify", "disable"}:
             found["tls"] = "It is verify or disable."
-        if "connection" in options and not NAME.fullmatch(options["connection"]):
-            found["connection"] = f"{options['connection']!r} is not the name of a Vault connection."
         for key in ("group", "manager"):
             if key in options and not IDENTIFIER.fullmatch(options[key]):
                 found[key] = f"{options[key]!r} is not the name of a role of your own: letters, digits and _."
@@ -142,26 +133,11 @@ class MariaDB(Leased):
             found["read_only"] = 'Write "true" or "false", in quotes.'
         return found
 
-    def path(self, options: Mapping[str, str]) -> str:
-        """Return the path whose reading creates an account."""
-        return f"{options['mount']}/creds/{options['role']}"
-
-    def lease_prefix(self, options: Mapping[str, str]) -> str:
-        """Return the path again: lease ids begin with what was read."""
-        return self.path(options)
-
-    def issue(self, vault: Vault, child: ChildToken, options: Mapping[str, str], wish: Wish) -> Login:  # noqa: ARG002
-        """Create an account and return its login. Raises Unavailable (also when MariaDB is down), VaultRefused."""
-        secret = vault.read_as(child, self.path(options))
-        return self.credential(options, secret.data, secret.lease_id, min(child.ttl, secret.lease_duration))
-
     def credential(
         self, options: Mapping[str, str], data: Mapping[str, object], lease_id: str, ttl: timedelta
     ) -> Login:
         """Return the login that an answer of Vault's holds. Raises Unavailable when it holds none."""
-        username, password = data.get("username"), data.get("password")
-        if not isinstance(username, str) or not isinstance(password, str) or not username or not password:
-            raise Unavailable(f"What Vault gave for {self.path(options)!r} is not a database login.")
+        username, password = self._name_and_password(options, data)
         return Login(
             username,
             password,
@@ -185,7 +161,7 @@ class MariaDB(Leased):
             if target is None:
                 return ()
             # Without its name (a crash before it was recorded): whatever is named after the request.
-            like = _escaped(grant.identity) if grant.identity else f"{grant.request_id.lower()}-%"
+            like = like_exactly(grant.identity) if grant.identity else f"{mark_of(grant.request_id)}%"
             rows = _called(target, "look", like)
         able, there, sessions = (int(number) for number in rows[0])
         if able or sessions:
@@ -204,30 +180,9 @@ class MariaDB(Leased):
             rows = _called(target, "marked")
         return frozenset(str(name) for (name,) in rows)
 
-    def child_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
-        """Return the right to make a login."""
-        return (Rule(self.path(options), ("read",)),)
-
-    def bot_rules(self, options: Mapping[str, str]) -> tuple[Rule, ...]:
-        """Return the rights to see and end the level's leases, and to look at the target."""
-        watched = watch_rules(_watch_path(options)) if "watch_role" in options else ()
-        return (*lease_rules(self.lease_prefix(options)), *watched)
-
     def writes(self, options: Mapping[str, str], longest: timedelta) -> tuple[Write, ...]:
         """Return the mount, the connection and the roles. Raises Invalid without ``group`` and ``manager``."""
-        missing = {
-            key: f"Vault cannot be set up for this level without {key!r}: {what}."
-            for key, what in (
-                ("group", "the role at MariaDB whose rights its logins get"),
-                ("manager", "the account with which Vault makes them"),
-            )
-            if key not in options
-        }
-        connection = options.get("connection", options["database"])
-        if not NAME.fullmatch(connection):
-            missing["connection"] = "The database's name cannot be that of a Vault connection: give one."
-        if missing:
-            raise Invalid(" ".join(missing.values()), fields=missing)
+        connection = self.connection_of(options)
         mount, host = options["mount"], options["host"]
         place = f"{f'[{host}]' if ':' in host else host}:{options['port']}"
         seconds = int(longest.total_seconds())
@@ -345,9 +300,7 @@ def _seconds(span: str | None) -> str:
 
 def _is_verified(options: Mapping[str, str]) -> bool:
     """Whether the server must show a certificate: unless it is on this machine, or the level says no."""
-    host = options["host"]
-    is_local = host in {"localhost", "::1"} or host.startswith("127.")
-    return options.get("tls", "disable" if is_local else "verify") == "verify"
+    return options.get("tls", "disable" if is_local(options["host"]) else "verify") == "verify"
 
 
 @contextmanager
@@ -356,7 +309,7 @@ def _watching(vault: Vault, options: Mapping[str, str]) -> Iterator[pymysql.Conn
     if "watch_role" not in options:
         yield None
         return
-    path = _watch_path(options)
+    path = watch_path(options)
     where = f"{options['host']}:{options['port']}"
     login = vault.watcher(path)
     failure: Unavailable | None = None
@@ -388,16 +341,8 @@ def _connected(
     )
 
 
-def _watch_path(options: Mapping[str, str]) -> str:
-    return f"{options['mount']}/creds/{options['watch_role']}"
-
-
 def _called(session: pymysql.Connection[Any], procedure: str, *words: str) -> tuple[tuple[Any, ...], ...]:
     """Call one of the procedures that look."""
     with session.cursor() as cursor:
         cursor.execute(f"CALL breakglass.{procedure}({', '.join(['%s'] * len(words))})", words)
         return tuple(cursor.fetchall())
-
-
-def _escaped(name: str) -> str:
-    return name.replace("\\", "\\\\").replace("_", "\\_").replace("%", "\\%")

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from workflows.engines import ssh_target
-from workflows.engines.leases import MOUNT, NAME
+from workflows.engines.naming import role_problems, server_problems
 from workflows.engines.seam import Rule, Write
 from workflows.errors import Unavailable, VaultRefused
 from workflows.ssh_keys import PublicKey, read_certificate, read_public_key
@@ -52,8 +52,6 @@ _PREFIX: Final = "token-"
 # Vault takes an empty list of allowed options and extensions for "any"; this name exists nowhere, and sshd refuses it.
 NONE: Final = "none@breakglass"
 
-HOST: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9A-Fa-f:]*:[0-9A-Fa-f:]*")
-PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 USER: Final = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 PRINCIPAL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HOST_KEY: Final = re.compile(r"(ssh-ed25519|ecdsa-sha2-nistp(?:256|384|521)|ssh-rsa) [A-Za-z0-9+/]{40,1000}={0,2}")
@@ -127,18 +125,7 @@ class Ssh:
 
     def problems(self, options: Mapping[str, str]) -> dict[str, str]:
         """Return what is wrong, by key."""
-        found: dict[str, str] = {}
-        if not MOUNT.fullmatch(options["mount"]):
-            found["mount"] = f"{options['mount']!r} is not the path of a Vault mount."
-        for key in ("role", "watch_role"):
-            if not NAME.fullmatch(options[key]):
-                found[key] = f"{options[key]!r} is not the name of a Vault role."
-        if options["watch_role"] == options["role"]:
-            found["watch_role"] = "The bot would look with a certificate of the level itself: name another role."
-        if not HOST.fullmatch(options["host"]):
-            found["host"] = f"{options['host']!r} is not a host name or an address."
-        if not PORT.fullmatch(options["port"]) or int(options["port"]) > 65535:
-            found["port"] = f"{options['port']!r} is not a TCP port."
+        found = role_problems(options, gives="certificate") | server_problems(options)
         if not _HOST_KEY.fullmatch(options["host_key"]):
             found["host_key"] = "Write the host's public key as type and base64, without a comment."
         for key in ("user", "watch_user"):

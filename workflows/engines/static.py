@@ -18,7 +18,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from workflows.engines import database_rights, database_sql
-from workflows.engines.database import Database, one, watch_path, watching
+from workflows.engines.database import Database, one, watching
+from workflows.engines.naming import mark_of, watch_path
 from workflows.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class Static(Database):
                 able, mark, _ = (False, "", 0) if target is None else _state(target, options["account"])
         except Unavailable:
             return None
-        return mark if able and not mark.startswith(f"{request_id.lower()}-") else None
+        return mark if able and not mark.startswith(mark_of(request_id)) else None
 
 
 def _as_group(options: Mapping[str, str]) -> dict[str, str]:
@@ -202,4 +203,4 @@ def _state(target: Any, account: str) -> tuple[bool, str, int]:  # noqa: ANN401 
 
 
 def _is_anothers(mark: str, request_id: str) -> bool:
-    return mark.startswith("bg-") and not mark.startswith(f"{request_id.lower()}-")
+    return mark.startswith("bg-") and not mark.startswith(mark_of(request_id))

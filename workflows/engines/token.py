@@ -22,7 +22,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from workflows.engines.leases import NAME
+from workflows.engines.naming import NAME
 from workflows.errors import Unavailable, VaultRefused
 
 if TYPE_CHECKING:
