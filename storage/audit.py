@@ -212,13 +212,8 @@ def encode(
         raise ValueError(f"a time without a zone cannot be logged: {at!r}")
     if not _EVENT.fullmatch(event):
         raise ValueError(f"an event is noun:verb, not {event!r}")
-    for name, word in (
-        ("request", request_id),
-        ("from", source),
-        ("to", target),
-        ("policy", policy),
-        ("refused", refused),
-    ):
+    words = {"request": request_id, "from": source, "to": target, "policy": policy, "refused": refused}
+    for name, word in words.items():
         if word is not None and not _NAME.fullmatch(word):
             raise ValueError(f"{name} must be 1 to 64 printable ASCII characters without spaces, not {word!r}")
     # Slack's ids are ASCII too, but whoever exports at a shell has the name that the machine knows.
@@ -231,13 +226,9 @@ def encode(
         "at": write_time(at),
         "event": event,
         "actor": {"team": actor.team, "person": actor.person},
-        "request": request_id,
-        "from": source,
-        "to": target,
         "version": version,
-        "policy": policy,
-        "refused": refused,
         "data": _clean(data, 1) or None if data is not None else None,
+        **words,
     }
     body = canonical({name: value for name, value in members.items() if value is not None})
     if len(body) > MAX_BODY:

@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 ROTATE: Final = "log:rotate"
 ALARM: Final = "log:alarm"
 _PAGE: Final = 1000
-_BREATH: Final = 0.1  # seconds between two rounds: a burst of commits makes few heads, and is hardly slowed by them
+_BREATH: Final = 0.25  # seconds between two rounds: a burst of commits makes few heads, and is hardly slowed by them
 # While entries come in, a round stops for a moment after so many. Python runs one thread at a time and changes over
 # only every 5 ms: who appends would wait as long at each statement.
 _GIVE_WAY: Final = 0.0005  # seconds

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROUNDS: Final = 10  # turns of baseline and ours
+LASTING: Final = 4  # times as long are the turns with signing, so that several heads are signed in each
 SMALL: Final = 1000  # entries of the small log, with which the large one is compared
 PROOFS: Final = 1000
 TURNS: Final = 4  # of the verifier and its baseline
@@ -260,7 +261,8 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
             floor.run(append_directly, times // ROUNDS)
             plain.run(append, times // ROUNDS)
             with keeping.running():
-                signed.run(append, times // ROUNDS, keeping.settle)
+                keeping.settle()  # of what the other turns left unsigned: in the bot nothing is ever left
+                signed.run(append, LASTING * times // ROUNDS, keeping.settle)
             moved.run(move, times // ROUNDS)
         with database.read() as session:
             size = audit.head(session).size
@@ -272,7 +274,7 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
     say(signed.line("append with signed head", baseline))
     waits = sorted(wait * 1000 for wait in signed.waits)
     say(
-        f"    the last of {times // ROUNDS} is under a head {statistics.median(waits):.0f} ms later, "
+        f"    the last of {LASTING * times // ROUNDS} is under a head {statistics.median(waits):.0f} ms later, "
         f"{waits[-1]:.0f} at most"
     )
     say(moved.line("a move through the door, with its entry", baseline))
