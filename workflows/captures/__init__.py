@@ -1,0 +1,16 @@
+"""Where are executed commands read? The registry of captures.
+
+A new kind of source is one file and one line in ``CAPTURES``; what it must do is ``seam.py``.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from workflows.captures.seam import Capture
+
+CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType({})
