@@ -52,7 +52,9 @@ class Sshd(Part):
 
     def __init__(self, directory: Path | str, authority: str) -> None:
         super().__init__(directory)
-        self.account = f"bgtest{os.getpid()}n{next(_accounts)}"
+        number = f"{os.getpid()}n{next(_accounts)}"
+        self.account = f"bgtest{number}"  # of emergency access alone
+        self.plain = f"bgplain{number}"  # and one that has other uses
         self.state = self.directory / "state"
         self.home = self.directory / "home"
         (self.directory / "authority.pub").write_text(authority, encoding="utf-8")
@@ -60,21 +62,11 @@ class Sshd(Part):
         ssh_host.main(["--state", str(self.state), "init"])
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd wants to be locked in before the login
         assert os.geteuid() == 0, "these tests make an account and run sshd: they need root"
-        subprocess.run(
-            [
-                "useradd",
-                "--system",
-                "--shell",
-                "/bin/sh",
-                "--home-dir",
-                str(self.home),
-                "--password",
-                "*",
-                self.account,
-            ],
-            check=True,
-        )
         self.home.mkdir()
+        for name in (self.account, self.plain):
+            words = ["useradd", "--system", "--shell", "/bin/sh", "--home-dir", str(self.home), "--password", "*", name]
+            subprocess.run(words, check=True)
+            (self.state / "etc" / "principals" / name).write_text(f"{PRINCIPAL}\n{PRINCIPAL}-fixed\n")
         shutil.chown(self.home, self.account)
 
     @property
@@ -84,16 +76,18 @@ class Sshd(Part):
 
     @property
     def uid(self) -> int:
-        """The account's number."""
+        """The number of the account of emergency access alone."""
         return pwd.getpwnam(self.account).pw_uid
 
     def close(self) -> None:
-        """Stop, end what the account still runs, and remove it."""
+        """Stop, end what the accounts still run, and remove them."""
         super().close()
+        owners = {pwd.getpwnam(name).pw_uid for name in (self.account, self.plain)}
         for pid, (_, _, owner) in ssh_host.processes().items():
-            if owner == self.uid:
+            if owner in owners:
                 os.kill(pid, signal.SIGKILL)
-        subprocess.run(["userdel", "--force", self.account], check=True, capture_output=True)
+        for name in (self.account, self.plain):
+            subprocess.run(["userdel", "--force", name], check=True, capture_output=True)
 
     def script(self, what: str) -> str:
         """Return the command line of the host's script."""
@@ -107,12 +101,12 @@ class Sshd(Part):
         program = needed("sshd", "openssh-server")
         needed("ssh", "openssh-client")
         authority, revoked = str(self.directory / "authority.pub"), str(self.state / "lib" / "revoked")
-        (self.state / "etc" / "principals" / self.account).write_text(f"{PRINCIPAL}\n{PRINCIPAL}-fixed\n")
         blocks = (
             ssh_target.trusting(self.account, authority, self.script(""), revoked, is_dedicated=True),
+            ssh_target.trusting(self.plain, authority, self.script(""), revoked, is_dedicated=False),
             ssh_target.watched("root", authority, self.script("watch"), WATCH_PRINCIPAL),
         )
-        config = self.directory / "sshd_config"
+        config = self.state / "etc" / "sshd_config"
         config.write_text(
             f"""Port {self.port}
 ListenAddress {HOST}
@@ -124,8 +118,7 @@ KbdInteractiveAuthentication no
 PermitRootLogin no
 MaxStartups 100
 LogLevel VERBOSE
-{blocks[0]}
-{blocks[1]}
+{chr(10).join(blocks)}
 """,
             encoding="utf-8",
         )

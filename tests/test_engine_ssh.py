@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pwd
 import subprocess
 import threading
 import time
@@ -370,6 +371,45 @@ def test_a_process_that_left_its_session_is_ended_too(shop, vault, laptop):
     assert left() == []
 
 
+def test_in_an_account_with_other_uses_only_the_session_ends(shop, vault, laptop):
+    """With the session all that it started ends; what else runs under the account goes on."""
+    plain = shop.sshd.plain
+    level = replace(shop.level, options={**shop.level.options, "user": plain, "dedicated": "false"})
+    made, grant, _ = shop.open(vault, laptop.public, level)
+    other = subprocess.Popen(["sleep", "1000"], user=plain)
+    try:
+        words = [*laptop.words(made, login=plain), HOST, "sleep 1000 & sleep 1000 & echo ready; wait"]
+        session = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        assert session.stdout.readline() == "ready\n"
+        number = pwd.getpwnam(plain).pw_uid
+
+        def running():
+            return {pid for pid, (_, _, owner) in ssh_host.processes().items() if owner == number}
+
+        assert len(running()) >= 4  # the shell, both, and the other one
+        take_back(shop, vault, grant)
+        assert session.wait(30) == 255
+        assert running() == {other.pid}
+    finally:
+        other.kill()
+        other.wait()
+    assert laptop.run(made, login=plain).returncode == 255
+
+
+def test_a_host_that_notes_no_logins_gets_no_certificate(shop, vault, laptop):
+    """Attack, or mistake: sshd does not heed the list, or lets in past the script. Nothing is signed for that host."""
+    config = shop.sshd.state / "etc" / "sshd_config"
+    sound = config.read_text()
+    try:
+        for line in ("RevokedKeys", "AuthorizedPrincipalsCommand ", "TrustedUserCAKeys"):
+            config.write_text("\n".join(one for one in sound.splitlines() if not one.strip().startswith(line)))
+            with pytest.raises(Unavailable, match=f"not those of the set-up: .*{line.strip()}"):
+                shop.open(vault, laptop.public)
+    finally:
+        config.write_text(sound)
+    shop.open(vault, laptop.public)
+
+
 def test_a_client_that_keeps_reconnecting_does_not_survive(shop, vault, laptop):
     """Against clients that reconnect in a loop, no session is left and no login succeeds after the end was shown."""
     for number in range(1, 4):
@@ -446,7 +486,7 @@ def test_a_host_that_cannot_write_its_list_has_ended_nothing(shop, vault, laptop
     lib = shop.sshd.state / "lib"
     lib.rename(lib.with_name("away"))
     try:
-        with pytest.raises(Unavailable, match="could not do it"):
+        with pytest.raises(Unavailable, match="says no"):
             SSH.prove(vault, grant)
     finally:
         lib.with_name("away").rename(lib)

@@ -163,8 +163,8 @@ class Ssh:
             key = None
         if key is None:
             raise VaultRefused(f"There is no public key of {wish.request_id} to sign. Ask again with one.")
-        # 1. A host that could not end it gets none.
-        _ask(vault, options, {"do": "sessions"})
+        # 1. A host that could not end it gets none: one that is down, or whose sshd notes no logins.
+        _ask(vault, options, {"do": "ready", "user": options["user"]})
         ends_at, left = vault.token_end(child.accessor)
         # 2. Vault counts from when it signs, so it is asked for the whole seconds that the token has left.
         for seconds in (left, left - 1, left - 2):
@@ -404,5 +404,6 @@ def _ask(vault: Vault, options: Mapping[str, str], order: Mapping[str, str]) -> 
                 return said
             why = f"The host {where} cannot be asked, so nothing is shown to be gone."
             if isinstance(said, dict):
-                why = f"The host {where} could not do it ({str(said['error'])[:200]}), so nothing is shown to be gone."
+                no = str(said["error"])[:200]
+                why = f"The host {where} says no ({no}), so nothing is done there or shown to be gone."
     raise Unavailable(why)

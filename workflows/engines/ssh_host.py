@@ -46,6 +46,7 @@ LIB = Path("/var/lib/breakglass-ssh")
 ETC = Path("/etc/breakglass-ssh")
 
 OURS = re.compile(r"token-(BG-[0-9A-Z]{4,12}|check-[0-9a-f]{8})(-[0-9]{1,9})?")
+USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 KEEP = 3 * 86400  # seconds: no certificate lives longer than a day, so the list need not grow for ever
 PATIENCE = 5.0  # seconds to see a killed process gone
 FIELDS = {
@@ -62,6 +63,7 @@ class Place:
     def __init__(self, run: Path, lib: Path, etc: Path) -> None:
         self.notes = run / "sessions"
         self.principals = etc / "principals"
+        self.config = etc / "sshd_config"  # a link, where sshd reads another file than its own
         self.lib = lib
         self.ended = lib / "ended"
         self.revoked = lib / "revoked"
@@ -304,8 +306,31 @@ def look(place: Place, key_id: str) -> dict[str, Any]:
     }
 
 
+def ready(place: Place, user: str) -> dict[str, Any]:
+    """Say whether sshd, as it is configured for an account, would note its logins and heed the revocation list."""
+    config = ["-f", str(place.config)] if place.config.exists() else []
+    words = ["/usr/sbin/sshd", "-T", *config, "-C", f"user={user},host=localhost,addr=127.0.0.1"]
+    done = subprocess.run(  # noqa: S603
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, timeout=10
+    )
+    said = dict(line.partition(" ")[::2] for line in done.stdout.decode("utf-8", errors="replace").splitlines())
+    admits = said.get("authorizedprincipalscommand", "none")
+    wanted = {
+        "RevokedKeys": said.get("revokedkeys") == str(place.revoked),
+        "TrustedUserCAKeys": said.get("trustedusercakeys", "none") != "none",
+        "AuthorizedPrincipalsCommand": " admit " in admits and admits.endswith("%u %k"),
+        "AuthorizedPrincipalsFile": said.get("authorizedprincipalsfile") == "none",
+    }
+    wrong = [name for name, is_fine in wanted.items() if not is_fine]
+    return (
+        {"error": f"sshd's settings for {user} are not those of the set-up: {', '.join(wrong)}"}
+        if wrong
+        else {"ready": True}
+    )
+
+
 def watch(place: Place, line: str) -> dict[str, Any]:
-    """Do one order of the bot's: end or look at a certificate that carries our mark, or list the sessions."""
+    """Do one order of the bot's: end or look at a certificate that carries our mark, list sessions, look at sshd."""
     try:
         order = json.loads(line)
     except ValueError:
@@ -313,10 +338,12 @@ def watch(place: Place, line: str) -> dict[str, Any]:
     what = order.get("do") if isinstance(order, dict) else None
     if what == "sessions":
         return {"key_ids": sorted({note["key_id"] for note in Notes(place).live(processes())})}
-    key_id = order.get("key_id") if isinstance(order, dict) else None
-    if what not in ("end", "look") or not isinstance(key_id, str) or not OURS.fullmatch(key_id):
-        return {"error": "no such order"}
+    key_id, user = (order.get("key_id"), order.get("user")) if isinstance(order, dict) else (None, None)
     try:
+        if what == "ready" and isinstance(user, str) and USER.fullmatch(user):
+            return ready(place, user)
+        if what not in ("end", "look") or not isinstance(key_id, str) or not OURS.fullmatch(key_id):
+            return {"error": "no such order"}
         return end(place, key_id) if what == "end" else look(place, key_id)
     except (OSError, subprocess.SubprocessError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
