@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -18,14 +19,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import pytest
+import yaml
 from counter import CARL, CHEN, PATIENCE, POLICY, RITA, TEAM, Counter, People
+from sandbox_app import bolted, client_of
+from slack_bolt import App
 
 from bot import check as checking
-from bot import cli, entries, modals
+from bot import cli, entries, listeners, modals, views
 from bot.demo.parts import OpenBao
+from bot.demo.run import SEED
 from bot.demo.vault_setup import prepare_target
+from bot.directory import SlackDirectory
 from bot.sandbox.blocks import Surface, check_view
+from bot.sandbox.driver import Driver, wait_for
+from bot.sandbox.server import Sandbox
+from bot.thread import ThreadFollower
 from storage.audit import check
+from storage.database import Database
 from storage.models import State
 from workflows import policy as rules
 from workflows import sweep
@@ -600,6 +610,63 @@ def test_the_tick_leaves_those_who_wait_alone_and_cleans_up_after_a_crash(house,
         coming.result(LONG)
     with pytest.raises(Conflict, match="Nothing waits"):
         house.custodian("carl").look(question.accessor)
+
+
+# ------------------------------------------------------------------------------------------------------- as Slack shows
+
+
+def test_in_slack_the_thread_calls_custodians_and_the_window_waits_for_them(house, sqlite_template, tmp_path):
+    """Reveal: the window shows what custodians type, the thread calls them with it, and the login appears by itself."""
+    shutil.copyfile(sqlite_template, tmp_path / "breakglass.db")
+    database = Database(f"sqlite:///{tmp_path / 'breakglass.db'}")
+    manifest = yaml.safe_load((POLICY.parent.parent.parent / "manifest.yml").read_text(encoding="utf-8"))
+    with Sandbox(SEED, manifest, rate_limits=0) as sandbox, ThreadPoolExecutor(8) as executor:
+        client, driver = client_of(sandbox), Driver(sandbox.url)
+        directory = SlackDirectory(client, TEAM)
+        desk = Counter(database, house.policy, directory, house.vault(), team=TEAM, patience=PATIENCE)
+        desk.now = datetime.now(UTC)
+        app = App(client=client, listener_executor=executor)
+        listeners.register(app, desk, now=lambda: desk.now, export=lambda *_: None)
+        follower = ThreadFollower(
+            database,
+            client,
+            case=desk.case,
+            policy=lambda: desk.policy,
+            now=lambda: datetime.now(UTC),
+            directory=directory,
+            pace=False,
+        )
+        with bolted(sandbox, app):
+            row = approved(desk)
+            handover = views.handover(desk.case(row.id), desk.policy, now=desk.now)
+            sent = client.chat_postMessage(channel="U0RITA", text=handover.text, blocks=handover.blocks)
+            rita = driver.as_("U0RITA")
+            message = next(m for m in rita.messages(sent["channel"]) if m["ts"] == sent["ts"])
+            rita.click(message, views.REVEAL)
+
+            def window(words: str) -> str:
+                return wait_for(
+                    lambda: next((b for b in [json.dumps((rita.view() or {}).get("blocks"))] if words in b), None),
+                    what=f"a window that says {words!r}",
+                )
+
+            window("breakglass approve")
+            record = desk.log_of(row)[-1]
+            accessor = record.data["wrapping_accessor"]
+            assert accessor in window("Waiting for 2 custodians")
+            # What the thread says, and whom it calls.
+            assert follower.drain(LONG), follower.stuck()
+            carl = driver.as_("U0CARL")
+            threads = [carl.messages("C0INCIDENT", message["ts"]) for message in carl.messages("C0INCIDENT")]
+            called = next(post for thread in threads for post in thread if accessor in str(post))
+            assert f"breakglass approve {row.id} --accessor {accessor}" in str(called)
+            assert all(f"<@{person}>" in str(called) for person in ("U0CARL", "U0CHEN", "U0CORA"))
+            for name in ("carl", "cora"):
+                house.custodian(name).authorise(accessor)
+            assert "PGPASSWORD=" in window("psql")
+            desk.hold_nobody()
+    database.close()
+    house.bao.call("PUT", "sys/leases/revoke-prefix/database/creds", {"sync": True})
 
 
 # ------------------------------------------------------------------------------------- what counts, and what is shown
