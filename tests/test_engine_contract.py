@@ -24,11 +24,12 @@ from bot import modals
 from bot.sandbox.blocks import Surface, check_view
 from storage.database import Database
 from storage.models import State
-from workflows import engines
+from workflows import delivery, engines
 from workflows import policy as rules
 from workflows.engines import ENGINES, LevelSettings, Wish
-from workflows.engines.seam import Exclusive
+from workflows.engines.seam import Exclusive, OneRead, Opened
 from workflows.errors import Invalid, Unavailable
+from workflows.vault import Vault
 from workflows.vault_apply import NEW, SAME, Operator, compare
 from workflows.vault_plan import plan
 
@@ -80,6 +81,32 @@ def test_what_is_issued_works_and_is_gone_after_its_end(stage, vault):
     assert stage.take_back(vault, grant)
     assert until(lambda: not stage.works(credential))
     assert vault.lease(credential.lease_id) is None if credential.lease_id else True
+
+
+def test_unwrapped_elsewhere_it_is_the_same_credential(stage, vault):
+    """What Vault wrapped for a requester works when another machine opens it, and ends with the grant's token.
+
+    An engine that cannot be wrapped says so of a level that asks for it.
+    """
+    engine, options = stage.engine, stage.settings.options
+    if not isinstance(engine, OneRead):
+        assert all(delivery.problem(engine, way) for way in ("wrapped", "cli"))
+        return
+    child = stage.child(vault, name="BG-4WRP")
+    wrapped = vault.wrap_as(child, engine.path(options), delivery.WRAP_TTL)
+    assert (wrapped.creation_path, wrapped.ttl) == (engine.path(options), delivery.WRAP_TTL)
+    assert wrapped.token not in repr(wrapped)
+    secret = Vault(stage.bao.addr, token=wrapped.token).unwrap(wrapped.token)
+    assert secret.lease_id.rpartition("/")[0] == engine.lease_prefix(options)
+    credential = engine.credential(options, secret.data, secret.lease_id, secret.lease_duration)
+    assert stage.works(credential)
+    if isinstance(engine, Opened):
+        session = engine.session(credential)
+        assert session.arguments[0] == engine.program
+        for hidden in stage.secrets(credential):
+            assert hidden not in f"{session!r} {session.arguments}"
+    vault.revoke_accessor(child.accessor)
+    assert until(lambda: not stage.works(credential))
 
 
 def test_it_names_its_request_at_the_target(stage, vault):

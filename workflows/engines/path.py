@@ -115,7 +115,12 @@ class Path(Leased):
         From the reading on whatever is wrong is Unavailable: there is a lease now, and it is to be seen gone.
         """
         secret = vault.read_as(child, options["path"])
-        data = secret.data
+        return self.credential(options, secret.data, secret.lease_id, min(child.ttl, secret.lease_duration))
+
+    def credential(
+        self, options: Mapping[str, str], data: Mapping[str, object], lease_id: str, ttl: timedelta
+    ) -> Answer:
+        """Return what the level shows of an answer. Raises Unavailable when nobody is named in it."""
         identity = _text(data, options["identity_field"])
         if not identity:
             raise Unavailable(f"The answer of {options['path']!r} has no {options['identity_field']!r} in it.")
@@ -125,8 +130,8 @@ class Path(Leased):
             # An empty field is left out: AWS takes an empty session token for a wrong one.
             tuple((variable, value) for name, variable in pairs if (value := _text(data, name))),
             tuple((name, value) for name in _names(options.get("shows", "")) if (value := _text(data, name))),
-            secret.lease_id,
-            min(child.ttl, secret.lease_duration),
+            lease_id,
+            ttl,
         )
 
     def prove(self, vault: Vault, grant: Held) -> tuple[str, ...]:  # noqa: ARG002
