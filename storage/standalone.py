@@ -77,6 +77,7 @@ class Kind(str, enum.Enum):  # noqa: UP042 - Python 3.9 has no StrEnum
     STILL_OUT = "credential not taken back"
     NOT_INDEPENDENT = "review by one involved"
     REVIEW_MISSING = "review missing"
+    CAPTURE_GAP = "capture gap"  # commands were lost, or not recorded
     UNKNOWN_POLICY = "unknown policy"  # opened under rules that are not on record
 
 
@@ -114,6 +115,7 @@ class Report(NamedTuple):
 
 
 LIMIT: Final = 10_000
+_OTHER_CLOCK: Final = 5  # seconds that a target's clock may be ahead of the log's
 SLACK: Final = timedelta(minutes=2)  # an entry carries the time at which its step began; a step may take so long
 
 # --- entries -------------------------------------------------------------------------------------------------------
@@ -723,7 +725,9 @@ _OPEN: Final = "request:open"
 _ISSUING: Final = frozenset({"credential:reveal", "credential:token", "credential:issue", "credential:reissue"})
 _FINAL: Final = frozenset({"denied", "withdrawn", "lapsed", "failed", "reviewed"})
 _OVER: Final = frozenset({"ending", "ended", "reviewed"})
-_USES: Final = ("command:", "session:")  # what was done with a credential, as captured
+_USE: Final = "command:run"  # what was done with a credential, as captured
+# What was recorded of it: reads like this one, or that something is missing.
+_RECORDING: Final = frozenset({"command:close", "command:stop", "capture:gap", "capture:down"})
 _CLOSE: Final = "request:close"
 _ROTATE: Final = "log:rotate"
 APPLY: Final = "retention:apply"
@@ -899,8 +903,10 @@ class Replay:
             self._move(seq, case, event, entry)
         elif event == _CLOSE:
             self._close(seq, case, entry.get("data", {}))
-        elif event.startswith(_USES):
-            self._use(seq, case, at)
+        elif event == _USE:
+            self._use(seq, case, entry)
+        elif event in _RECORDING:
+            self._recorded(seq, case, event, entry.get("data", {}))
         case.last_seq = seq
         case.count += 1
         case.hashed.update(leaf)
@@ -1223,14 +1229,34 @@ class Replay:
         elif hashed != case.hashed.hexdigest():
             self._find(Kind.ALTERED, seq, "The request's entries are not those whose hash it states.", case)
 
-    def _use(self, seq: int, case: Case, at: str) -> None:
-        if case.ended is not None and at > case.ended:
-            self._find(Kind.AFTER_END, seq, f"The credential was used after its end, {case.ended}.", case)
+    def _use(self, seq: int, case: Case, entry: Mapping[str, Any]) -> None:
+        if case.ended is not None and entry["at"] > case.ended:
+            # It may only have come late. By the target's clock, then, which need not be ours to the second.
+            at = read_data_time(entry.get("data", {}).get("at"))
+            latest = _later(read_time(case.ended), _OTHER_CLOCK)
+            if at is None or latest is None or at > latest:
+                self._find(Kind.AFTER_END, seq, f"The credential was used after its end, {case.ended}.", case)
         elif not case.is_partial and not any(grant.issued for grant in case.grants.values()):
             self._find(Kind.BEFORE_APPROVAL, seq, "The credential was used before it was issued.", case)
 
+    def _recorded(self, seq: int, about: Case | None, event: str, data: Mapping[str, Any]) -> None:
+        source = _text(data.get("source")) or "a source that it does not name"
+        if event == "capture:gap":
+            sentence = f"Lines of {source} were lost before they were read."
+        elif event == "capture:down":
+            sentence = f"Nothing was recorded by {source} for a time."
+        elif event == "command:stop" or data.get("stopped") is True:
+            sentence = f"The recording by {source} was stopped from within, or was tried to be."
+        elif data.get("gaps"):
+            sentence = f"The record that {source} kept of a session has gaps."
+        else:
+            return
+        self._find(Kind.CAPTURE_GAP, seq, sentence, about)
+
     def _about_the_log(self, seq: int, event: str, entry: Mapping[str, Any]) -> None:
         data = entry.get("data", {})
+        if event in _RECORDING:
+            self._recorded(seq, None, event, data)
         proposal = _count(data.get("proposal"))
         if event == _ROTATE:
             self._rotate(seq, data)
@@ -1962,9 +1988,10 @@ class Shapes:
         shapes = self.by_event.setdefault(event.encode(), [])
         if len(shapes) < 16:
             is_deaf = event in _DEAF or (event == "request:escalate" and entry.get("from") != "ending")
-            reads_data = "request" not in entry or event == _CLOSE or (event in Replay.STEPS and not is_deaf)
+            is_read = event == _CLOSE or event in _RECORDING or (event in Replay.STEPS and not is_deaf)
+            reads_data = "request" not in entry or is_read
             fixed = {name: value for name, value in entry.items() if _MEMBERS[name] is None}
-            use = event.startswith(_USES) and "request" in entry and "to" not in entry and "refused" not in entry
+            use = event == _USE and "request" in entry and "to" not in entry and "refused" not in entry
             move = MOVES.get((entry.get("from"), event)) if "refused" not in entry and "version" in entry else None
             stays = move == (entry.get("from"), "system") == (entry.get("to"), "system") and not reads_data
             is_silent = event not in Replay.STEPS or event == "request:escalate"

@@ -738,17 +738,39 @@ def issued_after_end(m: Mutant) -> Expected:
 def used_after_end(m: Mutant) -> Expected:
     """A command was run with a credential that was gone."""
     end = m.some(m.log.where("credential:end"))
-    entry = {
-        "actor": {"person": "U0RITA", "team": "T0SANDBOX"},
-        "at": write_time(read_time(m.log.entries[end]["at"]) + timedelta(seconds=m.rng.randrange(1, 60))),
-        "data": {"text": "SELECT 1"},
-        "event": "command:run",
-        "request": m.request_of(end),
-        "v": 1,
-    }
-    m.log.entries.insert(end + 1, entry)
+    at = write_time(read_time(m.log.entries[end]["at"]) + timedelta(seconds=m.rng.randrange(6, 60)))
+    m.log.entries.insert(end + 1, _recorded(m, end, at, "command:run", {"at": at, "text": "SELECT 1"}))
     m.forge()
     return expect(Kind.AFTER_END, end + 1)
+
+
+def record_with_holes(m: Mutant) -> Expected:
+    """The record of a session that says itself that commands are missing, or that it was stopped."""
+    end = m.some(m.log.where("credential:end"))
+    event, data = m.rng.choice(
+        (
+            ("command:close", {"gaps": [{"after": m.rng.randrange(1, 9), "missing": 2}], "stopped": False}),
+            ("command:close", {"gaps": [], "stopped": True}),
+            ("command:stop", {"text": "SET log_statement = 'none'"}),
+            ("capture:gap", {"why": "truncated"}),
+            ("capture:down", {}),
+        )
+    )
+    entry = _recorded(m, end, m.log.entries[end]["at"], event, {"source": "orders-pg"} | data)
+    m.log.entries.insert(end + 1, entry)
+    m.forge()
+    return expect(Kind.CAPTURE_GAP, end + 1)
+
+
+def _recorded(m: Mutant, near: int, at: str, event: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "actor": {"person": "U0RITA", "team": "T0SANDBOX"},
+        "at": at,
+        "data": data,
+        "event": event,
+        "request": m.request_of(near),
+        "v": 1,
+    }
 
 
 def two_at_once(m: Mutant) -> Expected:
@@ -894,7 +916,15 @@ MUTATIONS: Final[tuple[Callable[[Mutant], Expected], ...]] = (
     *(request_row_gone, request_row_more, other_column, other_column, other_column, other_row_gone, other_row_more),
     *(review_out_of_nothing, self_approval, strangers_approval, approved_twice, quorum_raised, approval_left_out),
     *(approvers_listed, longer_than_approved, reviewer_involved, review_left_out, issued_before_approval),
-    *(issued_after_end, used_after_end, two_at_once, lease_not_taken_back, wrong_person, other_workspace),
+    *(
+        issued_after_end,
+        used_after_end,
+        record_with_holes,
+        two_at_once,
+        lease_not_taken_back,
+        wrong_person,
+        other_workspace,
+    ),
     *(illegal_move, state_in_a_refusal, clock_set_back, less_in_a_closing_entry, unknown_policy, pruned_by_one),
 )
 

@@ -206,6 +206,35 @@ def found(tmp_path: Path, text: bytes, **more: Any) -> list[tuple[Kind, int | No
 
 
 @pytest.mark.parametrize(
+    ("event", "data", "expected"),
+    [
+        ("command:run", {"at": "2026-03-01T02:00:00.000000Z"}, []),  # recorded late
+        ("command:run", {"at": "2026-03-01T02:00:05.000000Z"}, []),  # by a clock that is ahead
+        ("command:run", {"at": "2026-03-01T02:00:05.000001Z"}, [Kind.AFTER_END]),
+        ("command:run", {}, [Kind.AFTER_END]),
+        ("command:close", {"gaps": [], "stopped": False}, []),
+        ("command:close", {"gaps": [{"after": 3, "missing": 1}], "stopped": False}, [Kind.CAPTURE_GAP]),
+        ("command:close", {"gaps": [], "stopped": True}, [Kind.CAPTURE_GAP]),
+        ("command:stop", {"text": "SET log_statement = none"}, [Kind.CAPTURE_GAP]),
+        ("capture:down", {"since": "2026-03-01T02:00:00.000000Z"}, [Kind.CAPTURE_GAP]),
+        ("capture:up", {"since": "2026-03-01T02:00:00.000000Z"}, []),
+    ],
+)
+def test_a_record_of_commands_is_judged_by_the_targets_clock_and_by_its_holes(tmp_path, event, data, expected) -> None:
+    """A command that only came late is no use after the end; what the record says is missing is a finding."""
+    later = {"event": event, "at": NOW + timedelta(minutes=1), "version": None, "data": data | {"source": "orders-pg"}}
+    file = written(bodies_of([*events(), later]))
+    assert found(tmp_path, file) == [(kind, 8) for kind in expected]
+
+
+def test_lines_that_were_lost_are_a_finding_about_the_whole_log(tmp_path) -> None:
+    """A source whose lines were destroyed is named, also where no request is."""
+    lost = {"event": "capture:gap", "request_id": None, "version": None, "data": {"source": "orders-pg"}}
+    file = written(bodies_of([*events(), lost]))
+    assert found(tmp_path, file) == [(Kind.CAPTURE_GAP, 8)]
+
+
+@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, []),
@@ -629,7 +658,10 @@ def test_any_data_in_any_entry_is_never_a_crash(tmp_path_factory: pytest.TempPat
     event["data"] = event.get("data", {}) | {name: data.draw(values)}
     event["event"] = data.draw(
         st.sampled_from(
-            [event["event"], "request:close", "retention:apply", "log:rotate", "policy:load", "command:run"]
+            [
+                *(event["event"], "request:close", "retention:apply", "log:rotate", "policy:load"),
+                *("command:run", "command:close", "capture:gap"),
+            ]
         )
     )
     if data.draw(st.booleans()):
