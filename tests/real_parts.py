@@ -5,10 +5,11 @@ A pytest plugin: a test file names it in ``pytest_plugins``. Tests leave both ru
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ from workflows.vault import ChildToken, Vault
 from workflows.vault_plan import LevelSetup
 
 WATCH_ROLE = "orders-watch"
+_names: Final = itertools.count(1)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -71,13 +73,10 @@ class Real:
         return ChildToken("", self.bao.root_token, timedelta(hours=1))
 
     def open(
-        self,
-        vault: Vault,
-        level: LevelSetup | None = None,
-        ttl: timedelta = timedelta(minutes=5),
-        name: str = "BG-7KQ2",
+        self, vault: Vault, level: LevelSetup | None = None, ttl: timedelta = timedelta(minutes=5), name: str = ""
     ) -> tuple[Credential, Grant, ChildToken]:
         """Open a grant as the desk does; returns the credential, the grant and its child token."""
+        name = name or f"BG-{next(_names):04}"  # no two requests have the same one: a proof counts all that carry it
         settings = (level or self.read).settings
         engine = ENGINES[settings.engine]
         intended_at = datetime.now(UTC)

@@ -284,6 +284,19 @@ def test_who_only_knocks_does_not_keep_an_end_from_coming(maria, maria_vault):
     assert seen == ("its account does not exist", "no session of it is open")
 
 
+def test_who_knocks_under_a_made_up_name_of_the_request_is_not_counted(maria, maria_vault):
+    """Attack: a name with the request's mark that no login ever had is no session of it, and nobody is let in."""
+    credential, grant, _ = maria.open(maria_vault, maria.wide)
+    assert maria.take_back(maria_vault, grant)
+    made_up = replace(credential, username=f"{credential.username.rpartition('-')[0]}-mine")
+    knocking = hostile.Stalled(made_up)
+    listed = maria.pg.execute(f"SELECT command FROM information_schema.processlist WHERE user = '{made_up.username}'")
+    seen = MARIADB.prove(maria_vault, grant)
+    assert not knocking.answer()
+    assert listed == [("Connect",)]
+    assert seen == ("its account does not exist", "no session of it is open")
+
+
 def test_taking_back_twice_is_fine(maria, maria_vault):
     """What is gone stays gone, and asking again or hurrying changes nothing."""
     _, grant, _ = maria.open(maria_vault)
@@ -369,6 +382,34 @@ def test_a_login_that_vault_forgot_is_seen_at_the_target(maria, maria_vault):
     assert MARIADB.prove(maria_vault, grant) == ("its account is locked", "no session of it is open")
     maria.pg.execute(f"CALL breakglass.end_login('{credential.username}')")
     assert MARIADB.prove(maria_vault, grant) == ("its account does not exist", "no session of it is open")
+
+
+@pytest.mark.usefixtures("lax")
+def test_what_a_stolen_token_read_besides_is_seen(maria, maria_vault):
+    """A second login that the grant's token read, and that Vault left alive, is found by the request's mark."""
+    credential, grant, child = maria.open(maria_vault)
+    stolen = maria_vault.read_as(child, grant.lease_prefix).data
+    maria.open(maria_vault)  # another request's is none of this one's
+    assert maria.take_back(maria_vault, grant)
+    maria.pg.execute(f"CALL breakglass.end_login('{credential.username}')")
+    session = maria.pg.connect(user=stolen["username"], password=stolen["password"])
+    with pytest.raises(Unavailable, match="1 logins and 1 sessions of it are left") as caught:
+        MARIADB.prove(maria_vault, grant)
+    assert caught.value.reason == "left"
+    session.close()
+    maria.pg.execute(f"CALL breakglass.end_login('{stolen['username']}')")
+    assert MARIADB.prove(maria_vault, grant) == ("its account does not exist", "no session of it is open")
+
+
+@pytest.mark.usefixtures("lax")
+def test_a_name_that_vaults_role_made_otherwise_is_looked_for_as_well(maria, maria_vault):
+    """Where an administrator's template leaves the mark out, the name on record is what is looked for, too."""
+    credential, grant, _ = maria.open(maria_vault)
+    assert maria.take_back(maria_vault, grant)
+    with pytest.raises(Unavailable, match="1 logins and 0 sessions"):
+        MARIADB.prove(maria_vault, replace(grant, request_id="BG-0TH3R"))
+    maria.pg.execute(f"CALL breakglass.end_login('{credential.username}')")
+    assert MARIADB.prove(maria_vault, replace(grant, request_id="BG-0TH3R"))
 
 
 def test_nothing_is_shown_while_the_target_is_down(maria, maria_vault):

@@ -160,10 +160,12 @@ class MariaDB(Logins[Login]):
         with _watching(vault, grant.options) as target:
             if target is None:
                 return ()
-            # Without its name (a crash before it was recorded): whatever is named after the request.
-            like = like_exactly(grant.identity) if grant.identity else f"{mark_of(grant.request_id)}%"
-            rows = _called(target, "look", like)
-        able, there, sessions = (int(number) for number in rows[0])
+            # Not only the name on record. The bot may have died before it recorded one; and a grant's token that was
+            # stolen reads again: Vault leaves alone what is being read in the moment of the token's end.
+            mark, named = mark_of(grant.request_id), grant.identity or ""
+            patterns = [f"{mark}%"] if named.startswith(mark) or not named else [f"{mark}%", like_exactly(named)]
+            seen = [_called(target, "look", like)[0] for like in patterns]
+        able, there, sessions = (sum(int(number) for number in column) for column in zip(*seen, strict=True))
         if able or sessions:
             raise Unavailable(
                 f"Vault says that it is gone, and at {grant.options['host']} {able} logins and {sessions} sessions of "

@@ -106,14 +106,16 @@ BEGIN
 END //
 
 -- How many accounts of that name (a LIKE pattern) can log in, are there, and how many sessions they have: also those
--- that are still logging in, unless they began when the account was locked already.
+-- that are still logging in, unless they began when the account was locked already. Who knocks under a name that no login
+-- ever had is not counted: anybody can make such names up, and nobody is let in under them.
 CREATE OR REPLACE DEFINER=breakglass_definer@localhost PROCEDURE breakglass.look(who varchar(160))
 READS SQL DATA SQL SECURITY DEFINER
 SELECT COALESCE(SUM(NOT COALESCE(JSON_VALUE(priv, '$.account_locked'), FALSE)), 0) AS able, COUNT(*) AS there,
     (SELECT COUNT(*) FROM information_schema.processlist p
         LEFT JOIN breakglass.login l ON l.name = CONVERT(p.user USING utf8mb4) COLLATE utf8mb4_bin
         WHERE p.user LIKE who
-        AND NOT (p.command IN ('Connect', 'Killed') AND l.newest IS NOT NULL AND p.id > l.newest)) AS sessions
+        AND NOT (p.command IN ('Connect', 'Killed')
+            AND (l.name IS NULL OR l.newest IS NOT NULL AND p.id > l.newest))) AS sessions
 FROM mysql.global_priv WHERE user LIKE who //
 
 -- The accounts that are named after a request and can log in.
