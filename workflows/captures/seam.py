@@ -37,6 +37,8 @@ class Kind(StrEnum):
     CLOSED = "closed"  # a session ended
     STOPPED = "stopped"  # recording is switched off, or was tried to be: ``text`` says by what
     HOLE = "hole"  # what is not recorded (a replication stream, the payload of COPY FROM): ``text`` says what
+    NOTE = "note"  # what else the target says of a session or login (a refused password, a notice): nothing was run by
+    # it, and its ``number`` counts, so that no gap is seen where a line only said something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,13 @@ class Line:
     text: str
     argv: tuple[str, ...] = ()
     session: str | None = None  # unique within the source
-    number: int | None = None  # of the line within its session, without a hole: gaps are found by it
+    # Of the raw line within its session, without a hole: gaps are found by it. Several Lines of one raw line share it;
+    # a session's count begins at its OPENED, whatever number that has.
+    number: int | None = None
     database: str | None = None
-    result: str | None = None  # "ok", or the error's code
+    # "ok", or the error's code. Some targets note a statement as it begins (no result yet) and its failure in a line of
+    # its own: that is the same text once more, with the code.
+    result: str | None = None
     rows: int | None = None
     request: str | None = None  # the request that the record names (a token's metadata): checked, not trusted
 
