@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
+import resource
 import shutil
+import signal
 import socket
 import struct
 import threading
@@ -161,14 +164,25 @@ class Request:
 
 
 class Server:
-    """An HTTP server whose answers are ``answer``'s: status, headers, body. It can be stopped and started again."""
+    """An HTTP server whose answers are ``answer``'s: status, headers, body. It can be stopped and started again.
 
-    def __init__(self, answer: Callable[[Request], tuple[int, dict[str, str], bytes]], context: Any = None) -> None:
+    ``dies`` is the moment at which it is killed, for a server in a process of its own (``Apart``).
+    """
+
+    def __init__(
+        self, answer: Callable[[Request], tuple[int, dict[str, str], bytes]], context: Any = None, port: int = 0
+    ) -> None:
         self.answer = answer
+        self.dies = ""
         self._context = context
         self._server: ThreadingHTTPServer | None = None
-        self.port = 0
+        self.port = port
         self.start()
+
+    def at(self, moment: str) -> None:
+        """Pass a moment: SIGKILL, if this is the one."""
+        if moment == self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def start(self) -> None:
         """Listen, on the same port as before."""
@@ -186,7 +200,10 @@ class Server:
                 for name, value in {"Content-Length": str(len(content)), **more}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(content)
+                half = len(content) // 2
+                self.wfile.write(content[:half])
+                outer.at("answering")
+                self.wfile.write(content[half:])
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -215,6 +232,125 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+# --- what is killed, and disks that are full ------------------------------------------------------------------------
+
+
+class Apart:
+    """A server in a process of its own: it can be killed in the middle of what it does, and have no room on its disk.
+
+    ``make`` makes it at a port (0: any). What shall outlive it stands in files.
+    """
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make = make
+        self._alive: int | None = None  # while it is open the process stays
+        self.pid = 0
+        self.port = 0
+        self.start()
+
+    def start(self, dies: str = "") -> None:
+        """Start it, on the same port as before, and wait until it listens; ``dies``: the moment of its death."""
+        reads, says = os.pipe()
+        waits, self._alive = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                os.close(self._alive)
+                server = self._make(self.port)
+                server.dies = dies
+                os.write(says, str(server.port).encode())
+                os.read(waits, 1)  # until whoever started it lets go, or is gone
+            finally:
+                os._exit(1)
+        os.close(says)
+        os.close(waits)
+        with os.fdopen(reads) as heard:
+            self.port = int(heard.read(5))
+
+    def died(self) -> None:
+        """Wait until it was killed by the moment that it was given."""
+        assert os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]) == -signal.SIGKILL
+        self._forget()
+
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.died()
+
+    def room(self, size: int = resource.RLIM_INFINITY) -> None:
+        """Have the kernel refuse it, and what it starts, every byte of a file after so many."""
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    def _forget(self) -> None:
+        self.pid = 0
+        os.close(self._alive)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pid:
+            self.kill()
+
+
+def kill_bringing(file: Path, key: Key, copy: Any, clock: datetime, server: Server, *, is_late: bool) -> None:
+    """Have a bot in a process of its own bring a copy what it lacks, and kill it while it waits for the answer.
+
+    ``is_late``: the server has done its work by then; otherwise it does nothing with what it was asked. No log may be
+    open here meanwhile: SQLite does not outlive a fork.
+    """
+    take, forked, pid = server.answer, threading.Event(), 0
+
+    def answer(request: Request) -> tuple[int, dict[str, str], bytes]:
+        answered = take(request) if is_late else (200, {}, b"")
+        forked.wait()
+        os.kill(pid, signal.SIGKILL)
+        return answered
+
+    server.answer = answer
+    pid = os.fork()
+    if not pid:
+        try:
+            with Log(file, key) as log:
+                log.clock = clock
+                log.runner(copy).work(copy.name)
+        finally:
+            os._exit(1)
+    forked.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    server.answer = take
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Have this process, and the programs that are started meanwhile, refused any longer file: a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextlib.contextmanager
+def full_once_answered(copy: Any) -> Iterator[None]:
+    """Have the bot's own disk be full from the moment on at which the outside has answered: nothing can be noted."""
+    method = "anchor" if hasattr(copy, "anchor") else "deliver"
+    ask = getattr(copy, method)
+    with contextlib.ExitStack() as stack:
+
+        def asked(*args: Any, **more: Any) -> Any:
+            answer = ask(*args, **more)
+            stack.enter_context(file_size_limit(0))
+            return answer
+
+        setattr(copy, method, asked)
+        try:
+            yield
+        finally:
+            setattr(copy, method, ask)
 
 
 # --- a line that can be cut ----------------------------------------------------------------------------------------

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import resource
 import subprocess
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from outside import file_size_limit
 
 from bot.demo.parts import Postgres
 from storage.followers import CopyTrouble, Item, Place
@@ -84,17 +84,6 @@ class Standby:
         """Do what only the administrator may."""
         with psycopg.connect(self.admin, autocommit=True) as connection:
             connection.execute(statement)
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Have the programs that are started meanwhile refused any longer file, as by a disk that is full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

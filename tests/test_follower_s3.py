@@ -1,12 +1,14 @@
 """Does the copy in S3 keep, locked, all that it acknowledged, and does it notice what was done to the bucket?
 
-The server is moto's, spoken to over HTTP. What it cannot refuse is listed in ``storage/followers/s3.py``.
+The server is moto's, spoken to over HTTP. What it cannot refuse is listed in ``storage/followers/s3.py``. Nor can it
+show what S3 keeps when a server of its dies: moto's objects go with its process, so that only the bot is killed here.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,9 +21,10 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
-from outside import HOST, ORIGIN, Key, Line, Log, item, items, note_of
+from outside import HOST, ORIGIN, Apart, Key, Line, Log, full_once_answered, item, items, note_of
 
 from bot.demo.parts import free_port
+from storage.database import DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, Item, Place
 from storage.followers import s3 as s3_module
 from storage.merkle import leaf_hash
@@ -37,21 +40,26 @@ LOG = Key()
 numbers = itertools.count(1)
 
 
+def client_at(port: int) -> Any:
+    """Return a client of the server, with its administrator's rights."""
+    return boto3.client(
+        "s3",
+        endpoint_url=f"http://{HOST}:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+
+
 class Server:
     """moto's server. Its objects outlive a stop: they are this process's."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, port: int = 0) -> None:
+        self.port = port or free_port()
         self._server: Any = None
         self.made: Any = None
         self.start()
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=f"http://{HOST}:{self.port}",
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
+        self.client = client_at(self.port)
 
     def start(self) -> None:
         """Listen."""
@@ -476,6 +484,52 @@ def test_killed_again_and_again_while_putting_it_keeps_what_it_acknowledged(serv
     held = [key.split("/")[-1].split(".")[0].split("-") for key in sorted(keys(server, bucket))]
     spans = [(int(first), int(last)) for first, last in held]
     assert all(one[1] + 1 == two[0] for one, two in itertools.pairwise(spans))
+
+
+def test_a_full_disk_at_the_server_acknowledges_nothing_and_goes_on_when_there_is_room(tmp_path):
+    """The kernel refuses the server an object's file: nothing of it stands, and the next try brings all of it."""
+
+    def make(port: int) -> Server:
+        os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = "64"  # what is larger goes to the disk at once
+        return Server(port)
+
+    with Apart(make) as apart, Log(tmp_path / "log.db") as log:
+        apart.client = client_at(apart.port)
+        bucket = Server.bucket(apart)
+        copy = again(apart, bucket, apart.port)
+        runner = log.runner(copy)
+        log.clock = datetime.now(UTC)
+        log.grow(3)
+        assert log.bring(runner, "worm") is None
+        log.grow(20)
+        for room in (0, 1000):
+            apart.room(room)
+            assert "in trouble itself (500)" in log.bring(runner, "worm")
+            assert runner.lag(log.clock)[0].entries == 20
+        apart.room()
+        assert list(again(apart, bucket, apart.port).read()) == log.entries()[:3]
+        assert log.bring(runner, "worm") is None
+        assert list(again(apart, bucket, apart.port).read()) == log.entries()
+        assert len(keys(apart, bucket)) == 4
+        assert runner.lag(log.clock)[0].entries == 0
+
+
+def test_a_full_disk_here_once_it_was_put_loses_nothing_and_doubles_nothing(server, bucket, tmp_path):
+    """What was put and the bot could not note is met there when there is room, compared, and not put again."""
+    with Log(tmp_path / "log.db") as log:
+        copy = again(server, bucket)
+        runner = log.runner(copy)
+        log.clock = datetime.now(UTC)
+        log.grow(30)
+        with full_once_answered(copy), pytest.raises(DatabaseDown):
+            log.bring(runner, "worm")
+        assert runner.lag(log.clock)[0].entries == 30
+        assert len(keys(server, bucket)) == 2
+        log.grow(2)
+        assert log.bring(runner, "worm") is None
+        assert list(again(server, bucket).read()) == log.entries()
+        assert len(keys(server, bucket)) == 4
+        assert runner.lag(log.clock)[0].entries == 0
 
 
 def test_bytes_that_change_on_their_way_back_are_not_acknowledged(server, bucket):

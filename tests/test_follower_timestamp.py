@@ -11,9 +11,26 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from outside import HOST, NOW, ORIGIN, Authority, Key, Line, Log, Request, Server, items, needed, note_of
+from outside import (
+    HOST,
+    NOW,
+    ORIGIN,
+    Apart,
+    Authority,
+    Key,
+    Line,
+    Log,
+    Request,
+    Server,
+    full_once_answered,
+    items,
+    kill_bringing,
+    needed,
+    note_of,
+)
 from sqlmodel import select
 
+from storage.database import DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, Notary, Place
 from storage.models import Anchor, SignedHead
 
@@ -30,11 +47,20 @@ REPLY = {"Content-Type": "application/timestamp-reply"}
 class Stamping(Server):
     """A time stamp authority with a certificate that ``authority`` has issued."""
 
-    def __init__(self, folder: Path, authority: Authority, *, name: str = "stamps", is_stamping: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        authority: Authority,
+        *,
+        name: str = "stamps",
+        is_stamping: bool = True,
+        own: tuple[Path, Path] | None = None,
+        port: int = 0,
+    ) -> None:
         self._openssl = needed("openssl", "openssl")
         self._folder = folder / name
-        self._folder.mkdir()
-        certificate, key = authority.issue(name, is_stamping=is_stamping)
+        self._folder.mkdir(exist_ok=True)  # it may come again
+        certificate, key = own or authority.issue(name, is_stamping=is_stamping)
         self.policy = "1.2.3.4.1"
         self._config = self._folder / "openssl.cnf"
         self._config.write_text(
@@ -54,20 +80,25 @@ class Stamping(Server):
             """
         )
         self.queries: list[bytes] = []
-        super().__init__(self.take)
+        super().__init__(self.take, port=port)
 
     def take(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         """Answer a query."""
         assert request.headers["content-type"] == "application/timestamp-query"
         self.queries.append(request.body)
-        return 200, REPLY, self.reply(request.body)
+        self.at("asked")
+        reply = self.reply(request.body)
+        self.at("stamped")
+        return 200, REPLY, reply
 
     def reply(self, query: bytes) -> bytes:
         """Have openssl answer it."""
-        file = self._folder / f"{len(self.queries)}.tsq"
-        file.write_bytes(query)
-        command = [self._openssl, "ts", "-reply", "-config", str(self._config), "-queryfile", str(file)]
-        return subprocess.run(command, capture_output=True, check=True, cwd=self._folder).stdout
+        command = [self._openssl, "ts", "-reply", "-config", str(self._config), "-queryfile", "/dev/stdin"]
+        # Its signals as ours: where there is no room it gets an error, as from a full disk, and is not ended.
+        done = subprocess.run(
+            command, input=query, capture_output=True, check=True, cwd=self._folder, restore_signals=False
+        )
+        return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +171,99 @@ def test_the_runner_stores_each_heads_token(stamping, authority, tmp_path):
         assert log.bring(runner, "clock") is None
         log.beat()
         assert log.bring(runner, "clock") is None
-        with log.database.read() as session:
-            anchors = session.exec(select(Anchor, SignedHead).where(Anchor.head_id == SignedHead.id)).all()
-        assert [(head.size, one.kind) for one, head in anchors] == [(n, "timestamp") for n in (3, 11, 11)]
-        for one, head in anchors:
-            assert openssl_accepts(one.data, head.note, authority.file, tmp_path)[0]
+        assert stamped(log, authority, tmp_path) == [3, 11, 11]
+
+
+def stamped(log: Log, authority: Authority, folder: Path) -> list[int]:
+    """Return the sizes of the heads that are stored with a token, each of which openssl must accept over its head."""
+    with log.database.read() as session:
+        rows = session.exec(select(Anchor, SignedHead).where(Anchor.head_id == SignedHead.id).order_by(Anchor.id)).all()
+    for one, head in rows:
+        assert (one.kind, one.follower) == ("timestamp", "clock")
+        assert openssl_accepts(one.data, head.note, authority.file, folder)[0]
+    return [head.size for _, head in rows]
+
+
+@pytest.fixture
+def apart(tmp_path, authority):
+    """An authority in a process of its own, whose folder outlives it."""
+    own = authority.issue("stamps", is_stamping=True)
+    with Apart(lambda port: Stamping(tmp_path, authority, own=own, port=port)) as apart:
+        yield apart
+
+
+@pytest.mark.parametrize("moment", ["asked", "stamped", "answering"])
+def test_an_authority_killed_in_the_middle_is_asked_again(apart, authority, tmp_path, moment):
+    """SIGKILL before or after it stamped, or in mid-answer: half a token is none, and each stands once."""
+    with Log(tmp_path / "log.db", LOG) as log:
+        runner = log.runner(built(apart.port, authority.file))
+        log.grow(3)
+        assert log.bring(runner, "clock") is None
+        apart.kill()
+        apart.start(dies=moment)
+        log.grow(4)
+        assert "broke the connection off" in log.bring(runner, "clock")
+        apart.died()
+        assert stamped(log, authority, tmp_path) == [3]
+        apart.start()
+        assert log.bring(runner, "clock") is None
+        log.grow(1)
+        assert log.bring(runner, "clock") is None
+        assert stamped(log, authority, tmp_path) == [3, 7, 8]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_bot_killed_while_it_waits_for_a_stamp_gets_it_once(stamping, authority, tmp_path, moment):
+    """SIGKILL of the bot before or after the authority has stamped: the next bot has the head stamped, once."""
+    file, at = tmp_path / "log.db", NOW + timedelta(minutes=4)
+    with Log(file, LOG) as log:
+        log.grow(3)
+        assert log.bring(log.runner(built(stamping.port, authority.file)), "clock") is None
+        log.grow(4)
+    kill_bringing(file, LOG, built(stamping.port, authority.file), at, stamping, is_late=moment == "after")
+    with Log(file, LOG) as log:
+        log.clock = at - timedelta(minutes=2)  # so that the dead bot's claim still stands at the next try
+        assert stamped(log, authority, tmp_path) == [3]
+        assert log.bring(log.runner(built(stamping.port, authority.file)), "clock") is None
+        assert stamped(log, authority, tmp_path) == [3, 7]
+
+
+def test_a_full_disk_at_the_authority_is_said_until_there_is_room(apart, authority, tmp_path):
+    """A real authority stamps once more, empties its file of serial numbers, and refuses until that is put right.
+
+    The bot says so with the authority's words, stores what is good and nothing else, and goes on by itself.
+    """
+    with Log(tmp_path / "log.db", LOG) as log:
+        runner = log.runner(built(apart.port, authority.file))
+        log.grow(3)
+        assert log.bring(runner, "clock") is None
+        apart.room(0)
+        log.grow(1)
+        assert log.bring(runner, "clock") is None
+        for _ in range(2):
+            log.grow(1)
+            assert re.search(r"refuses to stamp \(status 2\): .*serial number", log.bring(runner, "clock"))
+        apart.room()
+        assert log.bring(runner, "clock") is not None
+        assert stamped(log, authority, tmp_path) == [3, 4]
+        (tmp_path / "stamps" / "serial").write_text("07\n")
+        assert log.bring(runner, "clock") is None
+        assert stamped(log, authority, tmp_path) == [3, 4, 6]
+
+
+def test_a_full_disk_here_once_it_was_stamped_stores_a_token_later(stamping, authority, tmp_path):
+    """What the bot could not store is asked for again when there is room, and stands once."""
+    with Log(tmp_path / "log.db", LOG) as log:
+        notary = built(stamping.port, authority.file)
+        runner = log.runner(notary)
+        log.grow(3)
+        for _ in range(2):
+            with full_once_answered(notary), pytest.raises(DatabaseDown):
+                log.bring(runner, "clock")
+            assert stamped(log, authority, tmp_path) == []
+        assert log.bring(runner, "clock") is None
+        assert stamped(log, authority, tmp_path) == [3]
+        assert len(stamping.queries) == 3
 
 
 def test_only_a_hash_leaves(stamping, authority):

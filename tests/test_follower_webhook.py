@@ -6,18 +6,42 @@ import base64
 import hmac
 import json
 import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
+from contextlib import closing
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import pytest
-from outside import DAY, HOST, NOW, ORIGIN, Authority, Line, Log, Request, Server, item, items, needed
+from outside import (
+    DAY,
+    HOST,
+    NOW,
+    ORIGIN,
+    Apart,
+    Authority,
+    Key,
+    Line,
+    Log,
+    Request,
+    Server,
+    full_once_answered,
+    item,
+    items,
+    kill_bringing,
+    needed,
+)
 
 from bot.demo.parts import free_port
+from storage.database import DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, Item, NotReadable, Place
 from storage.followers.webhook import WebhookCopy
 from storage.merkle import leaf_hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SECRET = bytes(range(32))
 OK = (200, {}, b"")
@@ -26,12 +50,12 @@ OK = (200, {}, b"")
 class Receiver(Server):
     """A receiver as Standard Webhooks wants it: checks each signature, stores, and only then says yes."""
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.requests: list[Request] = []
         self.entries: dict[int, Item] = {}
         self.heads: list[bytes] = []
         self.status = 200
-        super().__init__(self.take, context)
+        super().__init__(self.take, context, port)
 
     def take(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         """Check and store a delivery."""
@@ -45,6 +69,7 @@ class Receiver(Server):
         self.requests.append(request)
         lines = request.body.splitlines()
         assert json.loads(lines[0]) == {"log": ORIGIN}
+        came: list[Item] = []
         for line in lines[1:]:
             told = json.loads(line)
             if "head" in told:
@@ -52,12 +77,53 @@ class Receiver(Server):
                 continue
             raw = line[line.index(b'"entry":') + 8 : -1]
             body = None if raw == b"null" else raw
-            got = Item(told["seq"], body, bytes.fromhex(told["leaf_hash"]))
-            assert got.is_whole()
+            came.append(Item(told["seq"], body, bytes.fromhex(told["leaf_hash"])))
+            assert came[-1].is_whole()
             assert body is None or json.loads(body) == told["entry"]
-            # Idempotent: what comes again is the same.
+        return self.store(came)
+
+    def store(self, came: list[Item]) -> tuple[int, dict[str, str], bytes]:
+        """Store entries. Idempotent: what comes again is the same."""
+        for got in came:
             assert self.entries.setdefault(got.seq, got).is_same(got)
         return OK
+
+
+class Archive(Receiver):
+    """A receiver that keeps what it gets in a SQLite file: a delivery is one transaction, and only then it says yes."""
+
+    def __init__(self, file: Path, port: int = 0) -> None:
+        self._file = file
+        super().__init__(port=port)
+
+    def store(self, came: list[Item]) -> tuple[int, dict[str, str], bytes]:
+        """Store entries; 507 when there is no room for them, 409 when one is there and differs."""
+        with closing(sqlite3.connect(self._file, isolation_level=None)) as archive:
+            archive.execute("CREATE TABLE IF NOT EXISTS entry (seq PRIMARY KEY, leaf_hash NOT NULL, body)")
+            # So little memory that what is not committed yet stands in the file already.
+            archive.execute("PRAGMA cache_size = 2")
+            try:
+                archive.execute("BEGIN IMMEDIATE")
+                for number, one in enumerate(came):
+                    if number == len(came) // 2:
+                        self.at("storing")
+                    row = archive.execute("SELECT leaf_hash FROM entry WHERE seq = ?", [one.seq]).fetchone()
+                    if row is not None and row[0] != one.leaf_hash:
+                        return 409, {}, b""
+                    if row is None:
+                        archive.execute("INSERT INTO entry VALUES (?, ?, ?)", [one.seq, one.leaf_hash, one.body])
+                archive.execute("COMMIT")
+            except sqlite3.OperationalError:
+                return 507, {}, b""
+        self.at("stored")
+        return OK
+
+
+def kept(file: Path) -> list[Item]:
+    """Return what stands in the archive, in the order in which it came there."""
+    with closing(sqlite3.connect(file)) as archive:
+        rows = archive.execute("SELECT seq, body, leaf_hash FROM entry ORDER BY rowid").fetchall()
+    return [Item(*row) for row in rows]
 
 
 @pytest.fixture
@@ -210,6 +276,86 @@ def test_cut_in_the_middle_nothing_is_lost(receiver, way):
             line.heal()
             assert deliver(copy, items(0, 4)) == 3
     assert list(receiver.entries.values()) == items(0, 4)
+
+
+@pytest.mark.parametrize("moment", ["storing", "stored"])
+def test_a_receiver_killed_in_the_middle_loses_nothing_and_doubles_nothing(tmp_path, moment):
+    """SIGKILL in the middle of its writing, or before its answer: restarted, it gets what it lacks, each entry once."""
+    file = tmp_path / "archive.db"
+    with Log(tmp_path / "log.db") as log, Apart(lambda port: Archive(file, port)) as place:
+        runner = log.runner(copy_at(place.port))
+        for turn in range(2):
+            log.grow(3)
+            assert log.bring(runner, "hook") is None
+            acknowledged = log.entries()
+            place.kill()
+            place.start(dies=moment)
+            log.grow(200)
+            assert "broke the connection off" in log.bring(runner, "hook")
+            place.died()
+            # The one before its answer had stored all of it, which nobody knew; the other one none of it.
+            assert kept(file) == (log.entries() if moment == "stored" else acknowledged)
+            assert runner.lag(log.clock)[0].entries == 200
+            place.start()
+            assert log.bring(runner, "hook") is None
+            assert kept(file) == log.entries()
+            assert runner.lag(log.clock)[0].entries == 0
+            assert len(kept(file)) == 203 * (turn + 1)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_bot_killed_in_the_middle_of_a_delivery_loses_nothing_and_doubles_nothing(tmp_path, moment):
+    """SIGKILL before or after the receiver stored it: the next bot does not wait for its ghost, and brings the rest."""
+    key, file = Key(), tmp_path / "log.db"
+    with Archive(tmp_path / "archive.db") as archive:
+        with Log(file, key) as log:
+            log.grow(3)
+            assert log.bring(log.runner(copy_at(archive.port)), "hook") is None
+            log.grow(20)
+        at = NOW + timedelta(minutes=3)
+        kill_bringing(file, key, copy_at(archive.port), at, archive, is_late=moment == "after")
+        with Log(file, key) as log:
+            log.clock = at - timedelta(minutes=2)  # so that the dead bot's claim still stands at the next try
+            runner = log.runner(copy_at(archive.port))
+            assert len(kept(tmp_path / "archive.db")) == (23 if moment == "after" else 3)
+            assert runner.lag(log.clock)[0].entries == 20
+            assert log.bring(runner, "hook") is None
+            assert kept(tmp_path / "archive.db") == log.entries()
+            assert runner.lag(log.clock)[0].entries == 0
+
+
+def test_a_full_disk_at_the_receiver_acknowledges_nothing_and_goes_on_when_there_is_room(tmp_path):
+    """The kernel refuses it the room: it says 507, nothing of the delivery stays, and the next try brings all of it."""
+    file = tmp_path / "archive.db"
+    with Log(tmp_path / "log.db") as log, Apart(lambda port: Archive(file, port)) as place:
+        runner = log.runner(copy_at(place.port))
+        log.grow(3)
+        assert log.bring(runner, "hook") is None
+        place.room(file.stat().st_size + 8192)
+        log.grow(200)
+        for _ in range(2):
+            assert "status 507" in log.bring(runner, "hook")
+            assert runner.lag(log.clock)[0].entries == 200
+            assert kept(file) == log.entries()[:3]
+        place.room()
+        assert log.bring(runner, "hook") is None
+        assert kept(file) == log.entries()
+        assert runner.lag(log.clock)[0].entries == 0
+
+
+def test_a_full_disk_here_once_it_was_delivered_loses_nothing_and_doubles_nothing(tmp_path):
+    """What the receiver took and the bot could not note comes again when there is room, and is known there."""
+    with Log(tmp_path / "log.db") as log, Archive(tmp_path / "archive.db") as archive:
+        copy = copy_at(archive.port)
+        runner = log.runner(copy)
+        log.grow(30)
+        with full_once_answered(copy), pytest.raises(DatabaseDown):
+            log.bring(runner, "hook")
+        assert runner.lag(log.clock)[0].entries == 30
+        log.grow(2)
+        assert log.bring(runner, "hook") is None
+        assert kept(tmp_path / "archive.db") == log.entries()
+        assert runner.lag(log.clock)[0].entries == 0
 
 
 def test_a_silent_receiver_does_not_keep_the_bot(receiver):

@@ -9,16 +9,32 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from outside import HOST, NOW, ORIGIN, Key, Line, Log, Request, Server, items, note_of
+from outside import (
+    HOST,
+    NOW,
+    ORIGIN,
+    Apart,
+    Key,
+    Line,
+    Log,
+    Request,
+    Server,
+    full_once_answered,
+    items,
+    kill_bringing,
+    note_of,
+)
 from sqlmodel import select
 
 from storage import merkle
 from storage.checkpoint import Algorithm, Checkpoint, add_signatures, cosign, parse_signatures, sign, verify
+from storage.database import DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, Notary, Place
 from storage.followers.witness import Witness
 from storage.models import Anchor, SignedHead
@@ -38,13 +54,13 @@ class Refusal(Exception):
 class Peer(Server):
     """A witness: ``logs`` are the keys it knows, by origin."""
 
-    def __init__(self, file: Path, logs: dict[str, Key]) -> None:
-        self.key = Key("witness.example.com/w1", Algorithm.COSIGNATURE)
+    def __init__(self, file: Path, logs: dict[str, Key], key: Key | None = None, port: int = 0) -> None:
+        self.key = key or Key("witness.example.com/w1", Algorithm.COSIGNATURE)
         self.logs = logs
         self.asked: list[tuple[int, int]] = []  # old size and number of proof lines
         self.is_strict = False  # takes a head of three lines only, as some do
         self._file = file
-        super().__init__(self.take)
+        super().__init__(self.take, port=port)
 
     def take(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         """Answer as tlog-witness says."""
@@ -91,8 +107,23 @@ class Peer(Server):
                 raise Refusal(422, b"")
         elif not merkle.verify_consistency(old, bytes.fromhex(seen["root"]), size, root, proof):
             raise Refusal(422, b"")
-        self._file.write_text(json.dumps(self.seen() | {origin: {"size": size, "root": root.hex()}}))
+        self.persist(self.seen() | {origin: {"size": size, "root": root.hex()}})
         return cosign(Checkpoint(origin, size, root, tuple(text[3:])), self.key, now=datetime.now(UTC)).line()
+
+    def persist(self, seen: dict[str, dict[str, object]]) -> None:
+        """Have it on the disk, whole, before anything is cosigned."""
+        told, new = json.dumps(seen).encode(), self._file.with_suffix(".new")
+        try:
+            with new.open("wb", buffering=0) as stream:
+                for part in (told[: len(told) // 2], told[len(told) // 2 :]):
+                    if stream.write(part) < len(part):
+                        raise Refusal(507, b"")
+                    self.at("persisting")
+                os.fsync(stream.fileno())
+            new.replace(self._file)
+        except OSError:
+            raise Refusal(507, b"") from None
+        self.at("persisted")
 
     def seen(self) -> dict[str, dict[str, object]]:
         """Return what it has persisted."""
@@ -195,15 +226,7 @@ def test_the_runner_stores_each_heads_anchor(peer, tmp_path):
         assert log.bring(runner, "notary") is None
         log.grow(1)
         assert log.bring(runner, "notary") is None
-        with log.database.read() as session:
-            anchors = session.exec(select(Anchor, SignedHead).where(Anchor.head_id == SignedHead.id)).all()
-        assert [(head.size, one.kind, one.follower) for one, head in anchors] == [
-            (3, "cosignature", "notary"),
-            (15, "cosignature", "notary"),
-            (16, "cosignature", "notary"),
-        ]
-        for one, head in anchors:
-            assert verify(add_signatures(head.note, parse_signatures(one.data)), [peer.key.key])
+        assert anchored(log, peer.key) == [3, 15, 16]
 
 
 def test_a_bot_killed_before_it_stored_the_answer_asks_again(peer):
@@ -212,6 +235,104 @@ def test_a_bot_killed_before_it_stored_the_answer_asks_again(peer):
     _, line = anchor(witness_at(peer), 5, 0)
     assert line
     assert peer.asked == [(0, 0), (0, 0), (5, 0)]
+
+
+def anchored(log: Log, key: Key) -> list[int]:
+    """Return the sizes of the heads that are stored with a cosignature of the witness, each of which must verify."""
+    with log.database.read() as session:
+        rows = session.exec(
+            select(Anchor, SignedHead).where(Anchor.head_id == SignedHead.id).order_by(SignedHead.size)
+        ).all()
+    for one, head in rows:
+        assert (one.kind, one.follower) == ("cosignature", "notary")
+        assert verify(add_signatures(head.note, parse_signatures(one.data)), [key.key])
+    return [head.size for _, head in rows]
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """A witness in a process of its own, whose files outlive it."""
+    key = Key("witness.example.com/w1", Algorithm.COSIGNATURE)
+    with Apart(lambda port: Peer(tmp_path / "seen.json", {ORIGIN: LOG}, key, port)) as apart:
+        apart.key = key
+        apart.seen = lambda: json.loads((tmp_path / "seen.json").read_text())[ORIGIN]["size"]
+        yield apart
+
+
+@pytest.mark.parametrize(("moment", "stands"), [("persisting", 3), ("persisted", 7), ("answering", 7)])
+def test_a_witness_killed_in_the_middle_is_asked_again(apart, tmp_path, moment, stands):
+    """SIGKILL while it writes, after that, or in its answer: restarted, it cosigns the head, and that stands once."""
+    with Log(tmp_path / "log.db", LOG) as log:
+        runner = log.runner(witness_at(apart))
+        log.grow(3)
+        assert log.bring(runner, "notary") is None
+        apart.kill()
+        apart.start(dies=moment)
+        log.grow(4)
+        assert log.bring(runner, "notary") is not None
+        apart.died()
+        assert apart.seen() == stands
+        assert anchored(log, apart.key) == [3]
+        apart.start()
+        assert log.bring(runner, "notary") is None
+        log.grow(1)
+        assert log.bring(runner, "notary") is None
+        assert anchored(log, apart.key) == [3, 7, 8]
+        assert apart.seen() == 8
+
+
+@pytest.mark.parametrize(("moment", "stands"), [("before", 3), ("after", 7)])
+def test_a_bot_killed_while_it_waits_for_a_cosignature_gets_it_once(peer, tmp_path, moment, stands):
+    """SIGKILL of the bot before or after the witness has moved on: the next bot has the head cosigned, once."""
+    file, at = tmp_path / "log.db", NOW + timedelta(minutes=4)
+    with Log(file, LOG) as log:
+        log.grow(3)
+        assert log.bring(log.runner(witness_at(peer)), "notary") is None
+        log.grow(4)
+    kill_bringing(file, LOG, witness_at(peer), at, peer, is_late=moment == "after")
+    assert peer.seen()[ORIGIN]["size"] == stands
+    with Log(file, LOG) as log:
+        log.clock = at - timedelta(minutes=2)  # so that the dead bot's claim still stands at the next try
+        assert anchored(log, peer.key) == [3]
+        assert log.bring(log.runner(witness_at(peer)), "notary") is None
+        assert anchored(log, peer.key) == [3, 7]
+
+
+@pytest.mark.parametrize("room", [0, 50])
+def test_a_full_disk_at_the_witness_gets_no_cosignature_until_there_is_room(apart, tmp_path, room):
+    """The kernel refuses it to write what it has seen, or a part of it: it cosigns nothing and forgets nothing."""
+    with Log(tmp_path / "log.db", LOG) as log:
+        runner = log.runner(witness_at(apart))
+        log.grow(3)
+        assert log.bring(runner, "notary") is None
+        apart.room(room)
+        for _ in range(2):
+            log.grow(2)
+            assert "status 507" in log.bring(runner, "notary")
+            assert apart.seen() == 3
+        assert anchored(log, apart.key) == [3]
+        apart.room()
+        assert log.bring(runner, "notary") is None
+        assert anchored(log, apart.key) == [3, 7]
+
+
+def test_a_full_disk_here_once_it_was_cosigned_stores_the_cosignature_later(peer, tmp_path):
+    """What the bot could not store is got again when there is room, from a witness that moved on; it stands once."""
+    with Log(tmp_path / "log.db", LOG) as log:
+        witness = witness_at(peer)
+        runner = log.runner(witness)
+        log.grow(3)
+        with full_once_answered(witness), pytest.raises(DatabaseDown):
+            log.bring(runner, "notary")
+        assert (peer.seen()[ORIGIN]["size"], anchored(log, peer.key)) == (3, [])
+        assert log.bring(runner, "notary") is None
+        assert anchored(log, peer.key) == [3]
+        log.grow(1)
+        with full_once_answered(witness), pytest.raises(DatabaseDown):
+            log.bring(runner, "notary")
+        log.grow(1)
+        assert log.bring(runner, "notary") is None
+        assert anchored(log, peer.key) == [3, 5]
 
 
 # ---------------------------------------------------------------------------------------------- alarms

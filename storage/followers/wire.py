@@ -169,6 +169,9 @@ class Web:
             response = connection.getresponse()
             # One byte more than is allowed, so that too much is noticed without being read.
             content = response.read(_LONGEST_ANSWER + 1) if is_read else b""
+            if response.length and is_read and len(content) <= _LONGEST_ANSWER:
+                # The library takes what came before the line broke for all of it.
+                raise http.client.IncompleteRead(content, response.length)
             kind = (response.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
         except (OSError, http.client.HTTPException) as error:
             raise CopyTrouble(say(self.what, error)) from error
