@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
+import psycopg
 import pytest
 
 from bot.demo.parts import PartFailed
@@ -285,10 +286,16 @@ def test_a_stolen_grant_token_is_useless_outside_its_path(real, vault):
 
 
 def test_a_stolen_grant_token_is_useless_after_its_time(real, vault):
-    """When the granted time is over, the token reads nothing, though nobody revoked it."""
-    _, grant, child = real.open(vault, ttl=timedelta(seconds=2))
+    """When the granted time is over, the token does nothing anywhere, nor does its login, though nobody revoked it."""
+    credential, grant, child = real.open(vault, ttl=timedelta(seconds=2))
     assert real.until(lambda: vault._send(child.token, "get", "database/creds/orders-ro").status == 403)
     assert real.until(lambda: vault.accessor_is_gone(grant.accessor))
+    for method, path, body in [*STOLEN, *NOT_ITS_BUSINESS]:
+        answer = vault._send(child.token, method.lower(), path, body)
+        assert (answer.status, "permission denied" in answer.words) == (403, True), (path, answer.status, answer.words)
+    assert real.until(lambda: not real.login_exists(credential.username))
+    with pytest.raises(psycopg.OperationalError):
+        real.connect(credential)
 
 
 def test_a_stolen_grant_token_is_useless_once_the_grant_ended(real, vault):
