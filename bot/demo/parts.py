@@ -383,6 +383,8 @@ class OpenBao(Part):
                 "  options {",
                 f"    file_path = {quote(str(self.audit_log))}",
                 '    mode = "0600"',
+                # Accessors in clear: by them a call is joined to its request.
+                '    hmac_accessor = "false"',
                 "  }",
                 "}",
                 "ui = false",

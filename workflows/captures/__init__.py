@@ -8,9 +8,11 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from workflows.captures.vault_audit import VaultAudit
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from workflows.captures.seam import Capture
 
-CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType({})
+CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType({"vault": VaultAudit()})
