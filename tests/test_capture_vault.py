@@ -1,4 +1,4 @@
-"""What Vault's audit log says is joined to the request by the token's accessor, and by nothing that anybody could write.
+"""What Vault's audit log says is joined to the request by the token's accessor, not by what anybody could write.
 
 Against the audit log of a real OpenBao.
 """
