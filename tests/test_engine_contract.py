@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 from counter import CARL, PATIENCE, POLICY, RITA, Counter, People
 from stages import STAGES, until
 
@@ -356,9 +357,20 @@ def test_the_document_names_every_method_and_every_engine():
 
 
 def test_what_the_document_quotes_stands_in_the_source():
-    """Each piece of code in ENGINES.md is a piece of path.py as it is, but for how far it is indented."""
-    source = Path(engines.__file__).with_name("path.py").read_text(encoding="utf-8")
-    quoted = re.findall(r"^```python\n(.*?)^```$", ENGINES_MD.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(quoted) >= 5
-    for piece in quoted:
-        assert any(textwrap.indent(piece, " " * spaces) in source for spaces in (0, 4, 8)), piece
+    """Each piece of code in README and ENGINES.md stands in the registry, path.py or its stage, but for its breaks."""
+    here = Path(engines.__file__)
+    places = (here, here.with_name("path.py"), Path(__file__).with_name("stages.py"))
+    source = "".join("".join(place.read_text(encoding="utf-8").split()) for place in places)
+    for document, least in ((ENGINES_MD, 7), (ENGINES_MD.parent.parent / "README.md", 1)):
+        text = document.read_text(encoding="utf-8")
+        quoted = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        assert len(quoted) >= least
+        for piece in quoted:
+            assert "".join(piece.split()) in source, piece
+
+
+def test_the_documents_level_loads():
+    """The level that ENGINES.md shows is one that a policy file may hold."""
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", ENGINES_MD.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    options = yaml.safe_load(textwrap.dedent(shown))
+    LevelSettings(engine=options.pop("engine"), token_role=options.pop("token_role"), options=options)
