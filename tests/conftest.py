@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Named here, once, so that their own asserts are rewritten before anything imports them.
-pytest_plugins = ("real_parts", "counter", "mariadb_part", "sshd_part")
+pytest_plugins = ("real_parts", "counter", "mariadb_part", "sshd_part", "pgaudit_part")
 
 # No test may fail because the machine was busy for a moment.
 settings.register_profile("house", deadline=None)

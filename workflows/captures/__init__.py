@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from workflows.captures.postgres import Postgres
 from workflows.captures.vault_audit import VaultAudit
 
 if TYPE_CHECKING:
@@ -15,4 +16,9 @@ if TYPE_CHECKING:
 
     from workflows.captures.seam import Capture
 
-CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType({"vault": VaultAudit()})
+CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType(
+    {
+        "postgres": Postgres(),
+        "vault": VaultAudit(),
+    }
+)

@@ -81,6 +81,7 @@ class Database(Logins[Login]):
             "statement_timeout": False,
             "read_only": False,
             "schemas": False,
+            "audit": False,  # how what its logins run is recorded: pgaudit, log_statement or none
         }
     )
     set_up_by: Mapping[str, str] = MappingProxyType(
@@ -233,7 +234,11 @@ class Database(Logins[Login]):
         """Return the SQL for the server's administrator. ``group`` and ``manager`` are there."""
         manager, where = options["manager"], f"{options['host']}:{options['port']}"
         steps = database_sql.target_steps(
-            options["database"], manager, [options["group"]], is_watched="watch_role" in options
+            options["database"],
+            manager,
+            [options["group"]],
+            is_watched="watch_role" in options,
+            audit=options.get("audit", "none"),
         )
         first = f"-- At {where}, in the database {options['database']!r}, as a superuser; then: \\password {manager}"
         return f"{first}\n{steps}"

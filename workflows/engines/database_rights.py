@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import sql
 
-from workflows.engines.database_sql import CONNECTIONS, schemas
+from workflows.engines.database_sql import AUDIT, CONNECTIONS, schemas
 from workflows.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ AND (has_table_privilege(%(role)s, c.oid, 'SELECT, INSERT, UPDATE, DELETE, TRUNC
     OR has_any_column_privilege(%(role)s, c.oid, 'SELECT, INSERT, UPDATE'))
 ORDER BY 1
 """
+# Whoever may set these can keep what they run from being recorded.
+_UNRECORDED: Final = """
+SELECT DISTINCT parameter FROM unnest(%(roles)s::text[]) AS held, unnest(%(parameters)s::text[]) AS parameter
+WHERE has_parameter_privilege(held, parameter, 'SET, ALTER SYSTEM') ORDER BY 1
+"""
 # Of one's own tables: the first that can be read, and the first that can be written to.
 _OWN_TABLES: Final = f"""
 SELECT DISTINCT ON (can_read, can_write) n.nspname, c.relname, a.attname,
@@ -91,6 +96,10 @@ def excess(session: Session, options: Mapping[str, str]) -> tuple[str, ...]:
     found = list(_too_mighty(group, reachable))
     if found:
         return tuple(found)  # whoever is that mighty may everything below, too
+    if parameters := list(AUDIT[options.get("audit", "none")]):
+        roles = [str(name) for name, *_ in reachable]
+        more = {"roles": roles, "parameters": parameters}
+        found += _named(session, _UNRECORDED, group, more, "is recorded, and its group {group} may set")
     if options.get("read_only") == "true":
         found += _named(session, _WRITABLE, group, {}, "is read-only, and its group {group} may write")
     if names := schemas(options):

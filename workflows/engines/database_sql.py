@@ -12,6 +12,7 @@ Rules
 from __future__ import annotations
 
 import re
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -29,6 +30,33 @@ MOST_CONNECTIONS: Final = 20
 # The child token is named after its request (Vault puts "token-" before it), and so is the login: whoever looks at the
 # target's sessions sees which request they belong to. Eight random letters keep two credentials of one request apart.
 USERNAME: Final = '{{ printf "%s-%s" (.DisplayName | replace "token-" "" | truncate 40) (random 8) | lowercase }}'
+
+# What is recorded of what a login runs (workflows/captures/postgres.py reads it), as settings of the login: nobody else
+# pays for it, and only a superuser, or who was given the right by name, can change them.
+# With pgaudit: log_duration shows calls over the fast path, which pgaudit does not see; log_rows would write a
+# statement only at its end; log_statement would write each once more.
+_AUDIT_ALWAYS: Final = {"log_min_messages": "warning", "log_min_error_statement": "error", "lc_messages": "C"}
+AUDIT: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "none": {},
+        "pgaudit": {
+            "pgaudit.log": "all",
+            "pgaudit.log_catalog": "on",
+            "pgaudit.log_level": "log",
+            "pgaudit.log_parameter": "on",
+            "pgaudit.log_rows": "off",
+            "pgaudit.log_statement": "on",
+            "pgaudit.log_statement_once": "off",
+            "log_statement": "none",
+            "log_duration": "on",
+            **_AUDIT_ALWAYS,
+        },
+        "log_statement": {"log_statement": "all", "log_parameter_max_length": "-1", **_AUDIT_ALWAYS},
+    }
+)
+# A role may be given settings of an extension that is not there, and then nothing is recorded: this fails instead, and
+# with it the credential.
+_PGAUDIT_IS_THERE: Final = "SELECT 1/count(*) FROM pg_settings WHERE name='pgaudit.log'"
 
 # What the bot looks at the target with: its group may connect, and so see who else is connected and which roles there
 # are, and has no other right.
@@ -89,6 +117,8 @@ def problems(options: Mapping[str, str]) -> dict[str, str]:
         found["read_only"] = 'Write "true" or "false", in quotes.'
     if any(not IDENTIFIER.fullmatch(name) for name in schemas(options)):
         found["schemas"] = "Write names of schemas (a-z, 0-9 and _) with a comma between them."
+    if options.get("audit", "none") not in AUDIT:
+        found["audit"] = "What its logins run is recorded by pgaudit, by log_statement, or by none."
     return found
 
 
@@ -103,7 +133,10 @@ def creation(options: Mapping[str, str]) -> tuple[str, ...]:
     What a login may do is its group's rights. The settings here keep a tired person from a slip; a session could change
     them, and therefore ``breakglass check`` looks whether the group's rights are as narrow as they say.
     """
-    made = [_login(options.get("connections", str(CONNECTIONS)), options["group"])]
+    audit = options.get("audit", "none")
+    made = [_PGAUDIT_IS_THERE] if audit == "pgaudit" else []
+    made.append(_login(options.get("connections", str(CONNECTIONS)), options["group"]))
+    made += audit_settings(audit, "{{name}}")
     if options.get("read_only") == "true":
         made.append('ALTER ROLE "{{name}}" SET default_transaction_read_only = on')
     if "statement_timeout" in options and (span := SPAN.fullmatch(options["statement_timeout"])):
@@ -111,6 +144,16 @@ def creation(options: Mapping[str, str]) -> tuple[str, ...]:
     if names := schemas(options):
         made.append(f'ALTER ROLE "{{{{name}}}}" SET search_path = {", ".join(names)}')
     return tuple(made)
+
+
+def audit_settings(audit: str, role: str) -> tuple[str, ...]:
+    """Return the statements after which what ``role`` runs is recorded; ``audit`` is a key of ``AUDIT``."""
+    return tuple(f"ALTER ROLE \"{role}\" SET {name} = '{value}'" for name, value in AUDIT[audit].items())
+
+
+def audit_grants(audit: str, manager: str) -> tuple[str, ...]:
+    """Return the statements that let the manager set its logins so."""
+    return tuple(f"GRANT SET ON PARAMETER {name} TO {manager};" for name in AUDIT[audit])
 
 
 def revocation(options: Mapping[str, str]) -> tuple[str, ...]:
@@ -130,10 +173,10 @@ def _login(connections: str, group: str) -> str:
     )
 
 
-def target_steps(database: str, manager: str, groups: Iterable[str], *, is_watched: bool) -> str:
+def target_steps(database: str, manager: str, groups: Iterable[str], *, is_watched: bool, audit: str = "none") -> str:
     """Return the SQL that a superuser runs in ``database`` before Vault is set up; running it twice is fine.
 
-    It gives the manager no password: that is for whoever runs it to set.
+    It gives the manager no password: that is for whoever runs it to set. ``audit`` is a key of ``AUDIT``.
     """
     name = '"' + database.replace('"', '""') + '"'
     lines = [
@@ -155,6 +198,13 @@ def target_steps(database: str, manager: str, groups: Iterable[str], *, is_watch
             _created(WATCH_GROUP),
             f"GRANT CONNECT ON DATABASE {name} TO {WATCH_GROUP};",
             f"GRANT {WATCH_GROUP} TO {manager} WITH ADMIN OPTION;",
+        ]
+    if AUDIT[audit]:
+        lines += [
+            "",
+            "-- What its logins run is recorded: the manager may set them so (from PostgreSQL 15 on). What the",
+            "-- configuration of the server needs besides is printed by: breakglass capture setup postgres",
+            *audit_grants(audit, manager),
         ]
     lines += [
         "",

@@ -1,0 +1,566 @@
+"""Whatever a login of a level runs at PostgreSQL is read from the server's log under that login's name, and no other.
+
+Against Debian's PostgreSQL with pgaudit and a real OpenBao: the logins are made as the bot makes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import threading
+from dataclasses import replace
+
+import psycopg
+import pytest
+from real_parts import level_for
+
+from workflows.captures import CAPTURES
+from workflows.captures.seam import Kind, Trust, Unreadable
+from workflows.engines import ENGINES, Wish
+from workflows.errors import Invalid, Unavailable, VaultRefused
+
+POSTGRES = CAPTURES["postgres"]
+DATABASE = ENGINES["database"]
+PREPARED = (
+    "CREATE TABLE notes (id int, body text)",
+    "CREATE TABLE way28dump AS SELECT 'dumped' AS body",
+    "GRANT ALL ON notes, way28dump TO bg_orders_rw",
+    "CREATE VIEW seen_notes AS SELECT * FROM notes",
+    "GRANT SELECT ON seen_notes TO bg_orders_rw",
+    """CREATE FUNCTION plain(word text) RETURNS bigint LANGUAGE sql AS
+    'SELECT count(*) FROM notes WHERE body = word /* way11of */'""",
+    """CREATE FUNCTION dynamic(word text) RETURNS int LANGUAGE plpgsql AS $$DECLARE found int;
+    BEGIN EXECUTE 'SELECT 12 /* way12' || word || '*/' INTO found; RETURN found; END$$""",
+    "CREATE PROCEDURE called() LANGUAGE plpgsql AS $$BEGIN DELETE FROM notes WHERE body = 'way13of'; END$$",
+    """CREATE FUNCTION triggered() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN PERFORM 1 FROM orders WHERE note = 'way41of'; RETURN NEW; END$$""",
+    "CREATE TRIGGER follows AFTER INSERT ON notes FOR EACH ROW WHEN (NEW.id = 41) EXECUTE FUNCTION triggered()",
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(audited):
+    """The target with a few things of the orders' owner to run."""
+    audited.superuser(*PREPARED)
+    return audited
+
+
+@pytest.fixture
+def login(prepared):
+    """A login of the recorded level, whose grant is its request's."""
+    numbers = itertools.count(1)
+
+    def make(name="", level=None):
+        vault = prepared.real.vault()
+        return prepared.real.open(vault, level or prepared.real.write, name=name or f"BG-PG{next(numbers):02}")[0]
+
+    return make
+
+
+def _statements(lines):
+    return [line for line in lines if line.kind is Kind.STATEMENT]
+
+
+def _program(audited, credential, name, *words, given=""):
+    """Run one of PostgreSQL's programs as the responder does."""
+    target = {
+        "PGHOST": credential.host,
+        "PGPORT": str(credential.port),
+        "PGUSER": credential.username,
+        "PGPASSWORD": credential.password,
+        "PGDATABASE": credential.database,
+    }
+    return subprocess.run(
+        [str(audited.pg.bin / name), *words],
+        input=given.encode(),
+        env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", **target},
+        capture_output=True,
+        check=False,
+    )
+
+
+# --------------------------------------------------------------------------------------------------- forty ways
+
+
+def _way_pipeline(session):
+    with session.pipeline():
+        session.execute("SELECT 5 /* way05 */")
+        session.execute("SELECT body FROM notes WHERE body = %s", ["way05b"])
+
+
+def _way_cursor(session):
+    with session.transaction(), session.cursor("way29") as cursor:
+        cursor.execute("SELECT id FROM orders /* way29 */")
+        cursor.fetchmany(3)
+
+
+def _way_copied_in(session):
+    with session.cursor() as cursor, cursor.copy("COPY notes FROM STDIN /* way15 */") as copy:
+        copy.write("1\tunseen-payload\n")
+
+
+def _way_copied_out(session):
+    with session.cursor() as cursor, cursor.copy("COPY (SELECT 'way14') TO STDOUT") as copy:
+        list(copy)
+
+
+def _way_cancelled(session):
+    threading.Timer(0.3, session.cancel).start()
+    session.execute("SELECT pg_sleep(60) /* way21 */")
+
+
+def _way_rolled_back(session):
+    with session.transaction(force_rollback=True):
+        session.execute("INSERT INTO notes VALUES (39, 'way39')")
+
+
+def _way_savepoint(session):
+    with session.transaction(), session.transaction(force_rollback=True):
+        session.execute("UPDATE notes SET body = 'way38'")
+
+
+def _way_stream(session):
+    with session.cursor() as cursor:
+        list(cursor.stream("SELECT id FROM orders WHERE note <> %s", ["way30"]))
+
+
+def _way_many(session):
+    with session.cursor() as cursor:
+        cursor.executemany("INSERT INTO notes VALUES (40, %s)", [["way40"], ["way40b"]])
+
+
+def _way_locked(session):
+    with session.transaction():
+        session.execute("LOCK TABLE notes IN SHARE MODE /* way36 */")
+
+
+def _run(*statements, **more):
+    def way(session):
+        for statement in statements:
+            session.execute(statement, **more)
+
+    return way
+
+
+# Each runs in a session, and its mark is the number in its name.
+BY_PSYCOPG = {
+    "way01 a simple query": _run("SELECT 'way01'"),
+    "way02 with parameters": _run("SELECT %s::text, %s::text", params=["a,\"b\nc'", "way02"]),
+    "way03 in binary": _run("SELECT body FROM notes WHERE body = %b", params=["way03"], binary=True),
+    "way04 prepared by the driver": lambda s: [s.execute("SELECT %s::text", ["way04"], prepare=True) for _ in "ab"],
+    "way05 in a pipeline": _way_pipeline,
+    "way06 prepared in SQL": _run("PREPARE p06 AS SELECT $1::text", "EXECUTE p06('way06')", "DEALLOCATE p06"),
+    "way07 in a DO block": _run("DO $$ BEGIN PERFORM 'way07'; END $$"),
+    "way08 put together in a DO block": _run(
+        "DO $$ BEGIN EXECUTE 'DELETE FROM notes WHERE body=''way' || '08'''; END $$"
+    ),
+    "way09 in a loop over rows": _run(
+        "DO $$ DECLARE r record; BEGIN FOR r IN SELECT 1 AS way09 FROM notes LOOP NULL; END LOOP; END $$"
+    ),
+    "way10 several at once": _run("SELECT 1; SELECT 'way10'; SELECT 2"),
+    "way11 in a function": _run("SELECT plain('x')"),
+    "way12 put together in a function": _run("SELECT dynamic('of')"),
+    "way13 in a procedure": _run("CALL called()"),
+    "way14 copied out": _way_copied_out,
+    "way15 copied in": _way_copied_in,
+    "way16 of 200 kB": _run(f"SELECT length('{'x' * 200_000}way16')"),
+    "way17 with a wrong word": _run("SELEC 'way17'"),
+    "way18 of a table that is not there": _run("SELECT * FROM way18"),
+    "way19 that is not allowed": _run("SELECT card_token FROM payment_cards /* way19 */"),
+    "way20 that fails while it runs": _run("SELECT 1 / (id - 561) FROM orders /* way20 */"),
+    "way21 cancelled": _way_cancelled,
+    "way22 that takes too long": _run("SET statement_timeout = '100ms'", "SELECT pg_sleep(60) /* way22 */"),
+    "way29 through a cursor": _way_cursor,
+    "way30 row by row": _way_stream,
+    "way31 with rows returned": _run("INSERT INTO notes VALUES (31, 'way31') RETURNING id"),
+    "way32 a change": _run("UPDATE orders SET note = 'way32' WHERE id = 600"),
+    "way33 that deletes within a reading": _run("WITH d AS (DELETE FROM notes WHERE body='way33' RETURNING *) TABLE d"),
+    "way34 a MERGE": _run(
+        "MERGE INTO notes n USING (SELECT 34 AS id) x ON n.id = x.id WHEN NOT MATCHED THEN INSERT VALUES (34, 'way34')"
+    ),
+    "way35 explained and run": _run("EXPLAIN ANALYZE DELETE FROM notes WHERE body = 'way35'"),
+    "way36 a lock": _way_locked,
+    "way37 told to others": _run("NOTIFY night, 'way37'"),
+    "way38 back to a savepoint": _way_savepoint,
+    "way39 rolled back": _way_rolled_back,
+    "way40 many": _way_many,
+    "way41 by a trigger": _run("INSERT INTO notes VALUES (41, 'x')"),
+    "way42 through a view": _run("SELECT * FROM seen_notes WHERE body = 'way42'"),
+    "way43 emptied": _run("TRUNCATE notes /* way43 */"),
+    "way44 as the group": _run("SET ROLE bg_orders_rw", "SELECT 'way44'"),
+    "way45 with breaks, quotes and far letters": _run("SELECT 'ü\n\"x\",\t''way45 \u2028 \U0001f511' -- end\n"),
+    "way46 of values alone": _run("VALUES ('way46')"),
+}
+BY_PROGRAM = {
+    "way23 psql -c": ("psql", ["-c", "SELECT 'way23'"], ""),
+    "way24 psql reading a script": ("psql", [], "BEGIN;\nSELECT 'way24';\nCOMMIT;\n"),
+    "way25 psql's own copy": ("psql", ["-c", "\\copy (SELECT 'way25') TO STDOUT"], ""),
+    "way26 psql running what it read": ("psql", [], "SELECT 'SELECT ''way' || '26'''\n\\gexec\n"),
+    "way27 psql with a variable": ("psql", ["-v", "word=way27"], "SELECT :'word';\n"),
+    "way28 pg_dump": ("pg_dump", ["--table=way28dump", "--no-owner"], ""),
+}
+
+
+async def _asynchronously(credential):
+    async with await psycopg.AsyncConnection.connect(
+        credential.target(), password=credential.password, autocommit=True
+    ) as session:
+        await session.execute("SELECT 'way47'")
+
+
+def test_forty_ways_of_running_sql_are_all_read_under_the_right_login(prepared, login):
+    """Two logins take turns at 47 ways: each way's statement is read under the one that took it and not the other."""
+    credentials = [login("BG-ODD1"), login("BG-EVEN")]
+    expected = {}
+    names = sorted([*BY_PSYCOPG, *BY_PROGRAM, "way47 asynchronously"])
+    assert len(names) == 47
+    for number, name in enumerate(names):
+        credential = credentials[number % 2]
+        expected[name] = credential.username
+        if name in BY_PROGRAM:
+            program, words, given = BY_PROGRAM[name]
+            done = _program(prepared, credential, program, *words, given=given)
+            assert done.returncode == 0, done.stderr
+        elif name in BY_PSYCOPG:
+            # What is refused, wrong or cancelled was tried all the same.
+            with prepared.real.connect(credential) as session, contextlib.suppress(psycopg.Error):
+                BY_PSYCOPG[name](session)
+        else:
+            asyncio.run(_asynchronously(credential))
+    for credential in credentials:
+        prepared.until(credential.username, lambda lines: sum(x.kind is Kind.CLOSED for x in lines) >= 23)
+    for name, username in expected.items():
+        seen = {line.identity for line in _statements(prepared.lines) if name[:5] in line.text}
+        assert seen == {username}, name
+    whole = [line for line in _statements(prepared.lines) if "way16" in line.text]
+    assert [len(line.text) for line in whole] == [len(f"SELECT length('{'x' * 200_000}way16')")]
+    codes = {name: {x.result for x in _statements(prepared.lines) if name in x.text} for name in ("way17", "way19")}
+    assert codes == {"way17": {"42601"}, "way19": {"42501"}}
+    assert {x.result for x in _statements(prepared.lines) if "way20" in x.text} == {None, "22012"}
+    assert {x.result for x in _statements(prepared.lines) if "way21" in x.text} == {None, "57014"}
+
+
+def test_every_session_is_whole(prepared, login):
+    """From its beginning to its end a session's lines are numbered without a hole, whatever else the server says."""
+    credential = login("BG-WH0L")
+    with prepared.real.connect(credential) as session:
+        session.execute("SET debug_print_plan = on; SET client_min_messages = debug1")
+        session.execute("SELECT count(*) FROM orders o, orders p")
+        session.execute("DO $$ BEGIN RAISE WARNING 'a warning'; RAISE LOG 'a word'; END $$")
+        with pytest.raises(psycopg.Error):
+            session.execute("SELECT 1/0")
+    lines = prepared.until(credential.username, lambda lines: [x for x in lines if x.kind is Kind.CLOSED])
+    numbers = sorted({line.number for line in lines})
+    assert lines[0].kind is Kind.OPENED or lines[1].kind is Kind.OPENED
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+    assert {line.session for line in lines} == {lines[0].session}
+    assert {line.database for line in _statements(lines)} == {"orders"}
+    assert all(line.at.utcoffset().total_seconds() == 0 for line in lines)
+    assert POSTGRES.trust is Trust.ENFORCED
+
+
+# ------------------------------------------------------------------------------------------------- the known holes
+
+
+def test_what_is_sent_into_a_copy_is_a_hole_and_said_to_be(prepared, login):
+    """COPY FROM STDIN, also spelled STDOUT, is read with its statement and a hole; what was sent is nowhere."""
+    credential = login("BG-C0PY")
+    with prepared.real.connect(credential) as session, session.cursor() as cursor:
+        for statement in ("COPY notes FROM STDIN", "copy notes from/**/stdout"):
+            with cursor.copy(statement) as copy:
+                copy.write("7\tunseen-payload\n")
+        with cursor.copy("COPY notes TO STDOUT") as copy:
+            list(copy)
+    lines = prepared.until(credential.username, lambda lines: [x for x in lines if x.kind is Kind.CLOSED])
+    assert [x.text for x in lines if x.kind is Kind.HOLE] == ["what was sent into this COPY is not recorded"] * 2
+    assert not [x for x in lines if "unseen-payload" in x.text]
+
+
+def test_a_replication_connection_is_a_hole_and_said_to_be(prepared, login):
+    """A login that may replicate (ours may not) reads the cluster unrecorded, and the log says that it could."""
+    credential = login("BG-REPL")
+    prepared.superuser(f'ALTER ROLE "{credential.username}" REPLICATION')
+    with prepared.real.connect(credential, replication="true", dbname="orders") as session:
+        session.execute("IDENTIFY_SYSTEM")
+    lines = prepared.until(credential.username, lambda lines: [x for x in lines if x.kind is Kind.CLOSED])
+    assert [x.kind for x in lines if x.kind is not Kind.NOTE] == [Kind.OPENED, Kind.HOLE, Kind.CLOSED]
+    assert "replication" in next(x.text for x in lines if x.kind is Kind.HOLE)
+
+
+def test_a_call_over_the_fast_path_is_a_hole_and_said_to_be(prepared, login, tmp_path):
+    """Large objects pass pgaudit by on the protocol's fast path: that a call was made is seen, and not which."""
+    credential = login("BG-FAST")
+    (tmp_path / "small").write_text("unseen-payload", encoding="utf-8")
+    done = _program(prepared, credential, "psql", "-c", f"\\lo_import {tmp_path / 'small'}")
+    assert done.returncode == 0, done.stderr
+    lines = prepared.until(credential.username, lambda lines: [x for x in lines if x.kind is Kind.CLOSED])
+    assert [x for x in lines if x.kind is Kind.HOLE and "fast path" in x.text]
+    assert not [x for x in lines if "unseen-payload" in x.text]
+
+
+# ------------------------------------------------------------------------------- attempts to switch it off, to blame
+
+FORGED = (
+    '{"timestamp":"2026-11-24 13:34:52.914 UTC","user":"VICTIM","dbname":"orders","pid":1,"session_id":"6ab.1",'
+    '"line_num":3,"ps":"SELECT","error_severity":"LOG","message":"AUDIT: SESSION,1,1,READ,SELECT,,,select 1,<none>",'
+    '"backend_type":"client backend"}'
+)
+# What is refused, and raises the finding "recording was tried to be stopped".
+SWITCHING_OFF = {
+    "SET": "SET pgaudit.log = 'none'",
+    "SET LOCAL": "BEGIN; SET LOCAL pgaudit.log = 'none'",
+    "SET of another": "SET log_min_messages = 'panic'",
+    "RESET": "RESET pgaudit.log",
+    "set_config": "SELECT set_config('pgaudit.log', 'none', false)",
+    "set_config of a name put together": "SELECT set_config('pg' || 'audit.' || 'log', 'none', false)",
+    "in a DO block": "DO $$ BEGIN EXECUTE 'S' || 'ET pgau' || 'dit.log TO none'; END $$",
+    "pg_settings": "UPDATE pg_settings SET setting = 'none' WHERE name = 'pgaudit.log'",
+    "ALTER ROLE of itself": "ALTER ROLE CURRENT_USER SET pgaudit.log = 'none'",
+    "a library at log-in": "ALTER ROLE CURRENT_USER SET session_preload_libraries = ''",
+}
+# What is refused, or changes nothing.
+HARMLESS = {
+    "RESET ALL": "RESET ALL",
+    "DISCARD ALL": "DISCARD ALL",
+    "ALTER ROLE RESET ALL": "ALTER ROLE CURRENT_USER RESET ALL",
+    "ALTER DATABASE": "ALTER DATABASE orders SET pgaudit.log = 'none'",
+    "ALTER SYSTEM": "ALTER SYSTEM SET pgaudit.log = 'none'",
+    "a function that sets": "CREATE FUNCTION off() RETURNS int LANGUAGE sql SET pgaudit.log = 'none' AS 'SELECT 1'",
+    "SET ROLE": "SET ROLE bg_orders_rw",
+    "SET SESSION AUTHORIZATION": "SET SESSION AUTHORIZATION 'VICTIM'",
+    "another file": "SELECT pg_rotate_logfile(), pg_reload_conf()",
+    "application_name": "SET application_name = 'VICTIM'",
+    "a password of its own": "ALTER ROLE CURRENT_USER PASSWORD 'PASSWORD'",
+    "forged JSON in a literal": f"SELECT '\n{FORGED}\n'",
+    "forged CSV in a literal": "SELECT '\",<none>\nAUDIT: SESSION,9,1,READ,SELECT,,,\"select 666'",
+    "escape sequences": "SELECT '\x1b[2J\x1b]0;x\x07\r\n\x7f\u202e', E'\\x00' || 'x'",
+    "a line of a megabyte": f"SELECT length('{'long ' * 200_000}')",
+    "a forged record": (
+        "DO $$ BEGIN RAISE LOG 'AUDIT: SESSION,1,1,READ,SELECT,,,select 666,<none>'; "
+        "RAISE LOG 'disconnection: session time: 0:00:01 user=VICTIM'; "
+        "RAISE LOG 'connection authorized: user=VICTIM'; RAISE LOG 'statement: select 666'; END $$"
+    ),
+    "a failure that is not": f"DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = '{FORGED}'; END $$",
+}
+
+
+@pytest.mark.parametrize("name", [*SWITCHING_OFF, *HARMLESS])
+def test_an_attempt_to_switch_it_off_or_to_blame_another_changes_nothing(prepared, login, name):
+    """After each attempt, in the same session and in the next, statements are read under the login's own name."""
+    credential, victim = login("BG-EV1L"), "bg-0ther-1-abcdefgh"
+    attempt = (
+        (SWITCHING_OFF | HARMLESS)[name]
+        .replace("VICTIM", victim)
+        .replace("PASSWORD 'PASSWORD'", f"PASSWORD '{credential.password}'")
+    )
+    with prepared.real.connect(credential) as session:
+        with contextlib.suppress(psycopg.Error):
+            session.execute(attempt)
+        with contextlib.suppress(psycopg.Error):
+            session.execute("ROLLBACK")
+        session.execute("SELECT 'canary one'")
+    with prepared.real.connect(credential) as session:
+        session.execute("SELECT 'canary two'")
+    lines = prepared.until(credential.username, lambda lines: sum(x.kind is Kind.CLOSED for x in lines) == 2)
+    run = [line.text for line in _statements(lines)]
+    assert "SELECT 'canary one'" in run
+    assert "SELECT 'canary two'" in run
+    assert "select 666" not in run
+    assert not prepared.of(victim)
+    if name in SWITCHING_OFF:
+        assert [line for line in lines if line.kind is Kind.STOPPED and "refused" in line.text]
+    numbers = sorted({line.number for line in lines if line.session == lines[-1].session})
+    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+@pytest.mark.parametrize("options", ["-c pgaudit.log=none", "-c log_statement=none", "-c log_min_messages=panic"])
+def test_options_at_log_in_do_not_switch_it_off(prepared, login, options):
+    """A log-in whose options would stop the recording is turned away, its session is closed, and that is a finding."""
+    credential = login("BG-0PT5")
+    with pytest.raises(psycopg.OperationalError, match="permission denied to set parameter"):
+        prepared.real.connect(credential, options=options)
+    lines = prepared.until(credential.username, lambda lines: [x for x in lines if x.kind is Kind.STOPPED])
+    assert [x.kind for x in lines if x.kind is not Kind.NOTE] == [Kind.OPENED, Kind.CLOSED, Kind.STOPPED]
+
+
+def test_a_replication_connection_is_refused(prepared, login):
+    """A level's login may not replicate; that it was tried is a hole that is said."""
+    credential = login("BG-REP2")
+    with pytest.raises(psycopg.OperationalError, match="replication"):
+        prepared.real.connect(credential, replication="true")
+    assert [x for x in prepared.until(credential.username, len) if x.kind is Kind.HOLE]
+
+
+def test_a_flood_loses_nothing(prepared, login):
+    """Three thousand statements in a row are all read, once and in order."""
+    credential = login("BG-FL0D")
+    with prepared.real.connect(credential) as session, session.pipeline():
+        for number in range(3000):
+            session.execute(f"SELECT {number} AS flood")
+    lines = prepared.until(credential.username, lambda lines: lines and lines[-1].kind is Kind.CLOSED)
+    run = [line.text for line in _statements(lines) if line.text.endswith("flood")]
+    assert run == [f"SELECT {number} AS flood" for number in range(3000)]
+
+
+def test_a_superusers_silence_begins_unseen_and_therefore_none_is_issued(prepared):
+    """The extension does not write the very SET that silences it: why a group that may set it is refused."""
+    prepared.superuser("ALTER ROLE postgres SET pgaudit.log = 'all'")
+    try:
+        before = len(prepared.of("postgres"))
+        prepared.superuser("SELECT 'loud'", "SET pgaudit.log = 'none'", "SELECT 'silent'", "RESET pgaudit.log")
+        lines = prepared.until("postgres", lambda lines: [x for x in lines[before:] if "RESET" in x.text])
+        run = [x.text.split("\n")[0] for x in _statements(lines[before:])]
+    finally:
+        prepared.superuser("ALTER ROLE postgres RESET pgaudit.log")
+    assert "SELECT 'loud'" in run
+    assert "SELECT 'silent'" not in run
+    assert [x for x in lines if x.kind is Kind.STOPPED]  # of the RESET
+
+
+def test_a_group_that_could_switch_it_off_is_refused(prepared):
+    """A right to set what records, given to the group or to everybody, is found before a level is given out."""
+    vault, options = prepared.real.vault(), prepared.real.write.settings.options
+    assert DATABASE.excess(vault, options) == ()
+    for role in ("bg_orders_rw", "PUBLIC"):
+        prepared.superuser(f"GRANT SET ON PARAMETER pgaudit.log TO {role}")
+        try:
+            [found] = DATABASE.excess(vault, options)
+        finally:
+            prepared.superuser(f"REVOKE SET ON PARAMETER pgaudit.log FROM {role}")
+        assert found == "The level is recorded, and its group bg_orders_rw may set pgaudit.log."
+    assert DATABASE.excess(vault, options) == ()
+
+
+# --------------------------------------------------------------------------------------------------- without pgaudit
+
+
+def test_without_pgaudit_the_servers_own_log_is_read(prepared, login):
+    """With log_statement, statements are read with their parameters, and calls over the fast path by their name."""
+    credential = login("BG-L0GS", prepared.real.read)
+    with prepared.real.connect(credential) as session:
+        session.execute("SELECT 'a plain one'")
+        session.execute("SELECT id FROM orders WHERE note = %s", ["a\nvalue"])
+        session.execute("PREPARE p AS SELECT 'prepared'; EXECUTE p")
+        with pytest.raises(psycopg.Error):
+            session.execute("COPY orders FROM STDIN")
+        with session.cursor() as cursor, cursor.copy("COPY (SELECT 1) TO STDOUT") as copy:
+            list(copy)
+        with pytest.raises(psycopg.Error):
+            session.execute("SET log_statement = 'none'")
+    lines = prepared.until(credential.username, lambda lines: [x for x in lines if x.kind is Kind.CLOSED])
+    run = [line.text for line in _statements(lines)]
+    assert "SELECT 'a plain one'" in run
+    [asked] = [text for text in run if "note = $1" in text]
+    assert asked.endswith("\n-- parameters: $1 = 'a\\nvalue'")
+    assert [x.text for x in lines if x.kind is Kind.HOLE] == ["what was sent into this COPY is not recorded"]
+    assert [x for x in lines if x.kind is Kind.STOPPED and x.text.startswith("refused")]
+    done = _program(prepared, credential, "psql", "-c", "\\lo_import /dev/null")
+    assert done.returncode == 0, done.stderr
+    lines = prepared.until(credential.username, lambda lines: sum(x.kind is Kind.CLOSED for x in lines) == 2)
+    assert next(x.text for x in lines if x.kind is Kind.CALL).startswith('fastpath function call: "lo_creat"')
+
+
+def test_no_credential_where_pgaudit_is_not(real):
+    """A level that says pgaudit, at a server without it, gives no login: it would be one whose doings nobody sees."""
+    level = level_for(real.pg, "orders-rw", "bg_orders_rw", audit="pgaudit")
+    made = {write.path: write.body for write in DATABASE.writes(level.settings.options, level.longest)}
+    body = made["database/roles/orders-rw"]
+    real.bao.call("POST", "database/roles/orders-seen", dict(body))
+    options = {**level.settings.options, "role": "orders-seen"}
+    with pytest.raises((Unavailable, VaultRefused)):
+        DATABASE.issue(real.root_vault(), real.root_child(), options, Wish("BG-B11D", "U0RITA"))
+
+
+# ------------------------------------------------------------------------------------------------------ what is told
+
+
+def test_the_setup_is_what_the_engine_does():
+    """What is pasted at the server names the settings that the logins get, and holds no secret."""
+    text = POSTGRES.setup({"manager": "bgmgr", "role": "orders_repair"})
+    for line in ("log_destination = 'jsonlog'", "GRANT SET ON PARAMETER pgaudit.log TO bgmgr;"):
+        assert line in text
+    assert "ALTER ROLE \"orders_repair\" SET pgaudit.log = 'all';" in text
+    assert not re.search(r"(?i)password\s", text)
+    with pytest.raises(Unreadable):
+        POSTGRES.setup({"manager": 'x"; DROP'})
+
+
+def test_an_audit_of_another_kind_is_refused(audited):
+    """The option says one of three words."""
+    with pytest.raises(Invalid) as caught:
+        replace(audited.real.write.settings, options={**audited.real.write.settings.options, "audit": "everything"})
+    assert set(caught.value.fields) == {"audit"}
+
+
+# ----------------------------------------------------------------------------------------------------- line by line
+
+
+def _line(**changes):
+    record = json.loads(FORGED) | {"user": "bg-7kq2-1-abcdefgh"} | changes
+    return json.dumps({key: value for key, value in record.items() if value is not None}).encode()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\n",
+        b"null",
+        b"[]",
+        b"{}",
+        b"\x00" * 50,
+        _line()[:-1],
+        _line() + _line(),
+        _line().replace(b'{"timestamp"', b'{"user":"bg-0ther-1-a","timestamp"'),
+        b"[" * 100_000,
+        _line(message='AUDIT: SESSION,1,1,READ,SELECT,,,"torn'),
+        _line(message="AUDIT: SESSION,1"),
+        _line(message="AUDIT: " + '"' * 999_999),
+        _line(message="a\x00b"),
+        _line(message="\ud800"),
+        _line(user=7),
+        _line(session_id="x"),
+        _line(line_num=0),
+        _line(line_num=True),
+        _line(line_num=1.5),
+        _line(timestamp="2026-11-24 13:34:52.914 CET"),
+        _line(timestamp="2026-13-24 13:34:52.914 UTC"),
+        b"2026-11-24 13:34:52.914 UTC [7] bg-7kq2 LOG:  statement: SELECT 1",
+    ],
+)
+def test_what_is_no_line_of_the_servers_is_unreadable(raw):
+    """Garbage, a torn line, a thing said twice, a NUL, another format or zone are refused with a sentence."""
+    with pytest.raises(Unreadable) as caught:
+        POSTGRES.read(raw)
+    assert "bg-" not in str(caught.value)
+
+
+def test_lines_of_nobody_and_other_zones_are_read():
+    """A line of the server's own is about nobody; a zone that is written as hours is turned into UTC."""
+    assert POSTGRES.read(_line(user=None)) == ()
+    [there] = POSTGRES.read(_line(timestamp="2026-11-24 15:04:52.914 +01:30"))
+    [here] = POSTGRES.read(_line())
+    assert there == here
+    assert here.text == "select 1"
+
+
+def test_rows_and_a_read_statement_that_names_a_setting():
+    """Rows are read where pgaudit writes them; looking at a setting is no attempt to change it."""
+    [line] = POSTGRES.read(_line(message="AUDIT: SESSION,1,1,READ,SELECT,,,select 1,<none>,12"))
+    assert line.rows == 12
+    [line] = POSTGRES.read(_line(message="AUDIT: SESSION,1,1,MISC,SHOW,,,SHOW pgaudit.log,<none>"))
+    assert line.kind is Kind.STATEMENT
+    kinds = [x.kind for x in POSTGRES.read(_line(message="statement: RESET pgaudit.log"))]
+    assert kinds == [Kind.STATEMENT, Kind.STOPPED]
+
+
+def test_a_value_cannot_end_the_comment_that_it_stands_in():
+    """What was given as a parameter stays behind the statement, in one line, whatever it holds."""
+    message = 'AUDIT: SESSION,1,1,READ,SELECT,,,select $1,"x\nDROP TABLE orders; --"'
+    [line] = POSTGRES.read(_line(message=message))
+    assert line.text == "select $1\n-- with: x\\nDROP TABLE orders; --"
