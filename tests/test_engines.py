@@ -380,6 +380,25 @@ def test_with_postgresql_down_a_revoked_grant_is_not_gone(real, vault):
     assert _refused(real, credential)
 
 
+def test_no_credential_from_a_server_without_the_audit_that_its_level_has(real, vault):
+    """A level that says pgaudit, at a server without it, gives no login: it would be one whose doings nobody sees."""
+    role = real.bao.call("GET", "database/roles/orders-rw")["data"]
+    options = {**real.write.settings.options, "audit": "pgaudit"}
+    statements = list(DATABASE.creation(options))
+    real.bao.call("POST", "database/roles/orders-rw", role | {"creation_statements": statements})
+    before = vault.leases("database/creds/orders-rw")
+    try:
+        with pytest.raises((Unavailable, VaultRefused)):
+            real.open(vault, real.write, name="BG-B11D")
+        # Not for want of a right to make the rest.
+        plain = [line for line in statements if "pgaudit" not in line and " SET " not in line]
+        real.bao.call("POST", "database/roles/orders-rw", role | {"creation_statements": plain})
+        real.open(vault, real.write, name="BG-B11D")
+    finally:
+        real.set_up()
+    assert len(vault.leases("database/creds/orders-rw") - before) == 1
+
+
 def test_with_postgresql_down_nothing_is_issued(real, vault):
     """Issuing fails as Unavailable, says nothing of Vault's own words, and leaves no lease."""
     before = vault.leases("database/creds/orders-ro")

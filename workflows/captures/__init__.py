@@ -16,9 +16,4 @@ if TYPE_CHECKING:
 
     from workflows.captures.seam import Capture
 
-CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType(
-    {
-        "postgres": Postgres(),
-        "vault": VaultAudit(),
-    }
-)
+CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType({"postgres": Postgres(), "vault": VaultAudit()})

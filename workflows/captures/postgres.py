@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from workflows.captures.seam import Kind, Line, Trust, Unreadable
 from workflows.engines import database_sql
+from workflows.errors import Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,12 +76,13 @@ class Postgres:
     def setup(self, options: Mapping[str, str]) -> str:
         """Return the server's settings and the roles'. ``manager``: the role with which Vault makes logins.
 
-        ``role``: a login that exists, and is handed out as it is. Raises Unreadable for no name of a role.
+        ``role``: a login that exists, and is handed out as it is. Raises Invalid for what is no name of a role.
         """
         manager = options.get("manager", "bgmgr")
-        for name in (manager, options.get("role", manager)):
+        for key, name in (("manager", manager), ("role", options.get("role", manager))):
             if not database_sql.IDENTIFIER.fullmatch(name):
-                raise Unreadable(f"{name!r} is not the name of a role of your own.")
+                sentence = f"{name!r} is not the name of a role of your own."
+                raise Invalid(sentence, fields={key: sentence})
         text = _SETUP.replace("{manager}", manager)
         text = text.replace("{grants}", "\n".join(database_sql.audit_grants("pgaudit", manager)))
         if "role" in options:
