@@ -8,7 +8,8 @@ Rules
 * A claim ends when it is given back, when it has run out, or when its holder is seen to be dead: a process of the same
   machine that is no longer there. A restarted bot need not wait for its own ghost.
 * ``post`` remembers each message: when it was first tried, where it is, what was drawn last. ``picture`` also keeps why
-  a message is not there yet ("error:…") or never will be ("gone:…").
+  a message is not there yet ("error:…") or never will be ("gone:…"), and of lines with buttons, until when they have
+  them ("until:…", a moment).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import and_, func, or_
 from sqlmodel import col, delete, select, update
 
+from storage.audit import write_time
 from storage.holder import is_dead
 from storage.models import Entry, Feed, Post, Request
 
@@ -35,6 +37,7 @@ CARD: Final = "card"
 LINES: Final = "thread:"  # then the first and the last entry: "thread:12-14"
 GONE: Final = "gone:"
 ERROR: Final = "error:"
+UNTIL: Final = "until:"
 
 
 class Part(StrEnum):
@@ -58,11 +61,15 @@ class LostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a unit stands: its cursor, the newest entry of its request, and whether the card is in the channel."""
+    """How a unit stands: its cursor, the newest entry of its request, and whether the card is in the channel.
+
+    ``are_over``: buttons under lines about no request stand there past their time.
+    """
 
     cursor: int
     newest: int
     has_card: bool
+    are_over: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +125,8 @@ class Cursors:
             feed = session.get(Feed, self._key(unit))
             card = session.get(Post, (unit.request_id, CARD)) if unit.request_id else None
             newest = _newest(session, unit.request_id)
-        return Look(-1 if feed is None else feed.seq, newest, card is not None and card.ts is not None)
+            are_over = not unit.request_id and _are_over(session, self._now())
+        return Look(-1 if feed is None else feed.seq, newest, card is not None and card.ts is not None, are_over)
 
     def take(self, unit: Unit) -> Claim | None:
         """Claim the unit; None when another follower holds it."""
@@ -173,6 +181,11 @@ class Cursors:
             )
             return {post.key: post for post in found}
 
+    def offers(self) -> list[Post]:
+        """Return the messages of lines about no request that have buttons in Slack."""
+        with self._database.read() as session:
+            return _offers(session)
+
     def events(self, request_id: str, wanted: tuple[str, ...]) -> dict[str, list[int]]:
         """Return the entries of these events, by event, oldest first."""
         found: dict[str, list[int]] = {}
@@ -204,7 +217,8 @@ class Cursors:
                 units += [Unit(part, request_id) for request_id in session.exec(query)]
             feed = session.get(Feed, (self._name + Part.LINES, ""))
             is_due = feed is None or now is None or feed.retry_at is None or feed.retry_at <= now
-            if is_due and _newest(session, "") > (-1 if feed is None else feed.seq):
+            is_behind = _newest(session, "") > (-1 if feed is None else feed.seq)
+            if is_due and (is_behind or _are_over(session, now or self._now())):
                 units.append(Unit(Part.LINES, ""))
         return units
 
@@ -260,6 +274,32 @@ def tried_batch(session: Session, request_id: str, cursor: int) -> Post | None:
 
 def _about(request_id: str) -> Any:  # noqa: ANN401 - a condition of SQLAlchemy's
     return Entry.request_id == request_id if request_id else col(Entry.request_id).is_(None)
+
+
+def until(at: datetime) -> str:
+    """Return the ``picture`` of lines that have buttons until then."""
+    return UNTIL + write_time(at)
+
+
+def _offers(session: Session) -> list[Post]:
+    # (What could not be drawn has an error in the place of its time.)
+    query = select(Post).where(
+        Post.request_id == "",
+        col(Post.key).startswith(LINES, autoescape=True),
+        col(Post.ts).is_not(None),
+        or_(col(Post.picture).startswith(UNTIL, autoescape=True), col(Post.picture).startswith(ERROR, autoescape=True)),
+    )
+    return list(session.exec(query))
+
+
+def is_over(post: Post, now: datetime) -> bool:
+    """Say whether the time of this message's buttons is over, or taking them away has failed."""
+    picture = post.picture or ""
+    return not picture.startswith(UNTIL) or datetime.fromisoformat(picture.removeprefix(UNTIL)) <= now
+
+
+def _are_over(session: Session, now: datetime) -> bool:
+    return any(is_over(post, now) for post in _offers(session))
 
 
 def _newest(session: Session, request_id: str) -> int:

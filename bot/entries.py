@@ -22,8 +22,9 @@ from workflows.lifecycle import Action
 from workflows.policy import say_duration
 from workflows.reconcile import ALARM, CLEAR
 from workflows.reconcile import Kind as Alarmed
-from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT
+from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT, Fate
 from workflows.retention import RELEASE as LET_GO
+from workflows.retention import Outcome as Came
 from workflows.trial import TRIED, TRY
 
 if TYPE_CHECKING:
@@ -424,6 +425,22 @@ def _apply_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wo
     stayed = f" {left} of the plan stayed: under legal hold by now, or to be kept for longer." if left else ""
     by = " and ".join(mention(str(one)) for one in _listed(data, "confirmed_by")[:5])
     return f"*Pruned {_entries(data)}*, plan {_plan_name(data)}, confirmed by {by}. Their hashes stay.{stayed}", []
+
+
+def fate_line(fate: Fate) -> str:
+    """Return the line under a proposal to prune that is not open any more: what became of it, ``mrkdwn``."""
+    data = fate.record.data if fate.record is not None else {}
+    match fate.outcome:
+        case Came.APPLIED:
+            by = " and ".join(mention(str(one)) for one in _listed(data, "confirmed_by")[:5])
+            words = f"*Confirmed* by {by}: {_entries(data)} pruned"
+        case Came.REJECTED:
+            words = f"*Rejected* by {_who(fate.record.actor.person if fate.record else '')}: nothing is pruned"
+        case Came.REPLACED:
+            words = "*Void*: a newer proposal has taken its place; nothing of this one is pruned"
+        case Came.LAPSED:
+            words = "*Lapsed*: two people did not confirm it within a week; nothing is pruned"
+    return f"{words} ({when(fate.at)})."
 
 
 def _entries(data: Mapping[str, Any]) -> str:

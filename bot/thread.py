@@ -41,13 +41,15 @@ from bot.cursors import (
     Stuck,
     Unit,
     dropping_untried,
+    is_over,
     seconds_behind,
     setting,
     stuck,
     tried_batch,
+    until,
 )
 from bot.lanes import Limits, Turns, back_off
-from storage.audit import read_entries
+from storage.audit import Damaged, read_entries
 from storage.database import DatabaseDown
 from storage.followers.runner import BEHIND
 from storage.heads import ALARM, ROTATE
@@ -57,7 +59,7 @@ from workflows import policy as rules
 from workflows.errors import Unavailable
 from workflows.lifecycle import Action, Role, allowed_roles
 from workflows.reconcile import ALARM as ACCESS_ALARM
-from workflows.retention import PROPOSE
+from workflows.retention import LASTS, PROPOSE, fate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from storage.database import Database
     from workflows.door import Case
     from workflows.policy import Policy
+    from workflows.retention import Fate
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ _LONGEST_WAIT: Final = 300.0
 _PATIENT_TRIES: Final = 3  # for the id behind a group's handle
 # Entries that call security: the log cannot be trusted, or what is out is not what it says.
 _CALLS_SECURITY: Final = frozenset({BEHIND, ALARM, ROTATE, ACCESS_ALARM, Action.LOSE})
+_ONCE_MORE: Final = timedelta(hours=1)  # until a proposal that cannot be judged is looked at again
 _SKEW: Final = timedelta(hours=1)  # by which Slack's clock and ours may differ
 _PAGES: Final = 50  # of 200 messages, when a post is looked for
 
@@ -267,7 +271,7 @@ class ThreadFollower:
             if look.cursor < look.newest:
                 self._turns.put(Unit(Part.CARD, unit.request_id), unless_parked=True)
             return set()
-        if look.cursor >= look.newest and (look.has_card or unit.part is not Part.CARD):
+        if look.cursor >= look.newest and (look.has_card or unit.part is not Part.CARD) and not look.are_over:
             return set()
         # 2. The claim.
         claim = self._cursors.take(unit)
@@ -480,6 +484,8 @@ class ThreadFollower:
                     limit=None if tried is not None else views.MOST_IN_POST,
                 )
                 card = session.get(Post, (request_id, CARD)) if request_id else None
+            if not request_id:
+                self._take_buttons(claim)  # before the cursor passes what decided it
             if not records:
                 return
             if request_id and (card is None or card.ts is None):
@@ -493,6 +499,8 @@ class ThreadFollower:
                     case _Found.LATER:
                         return
                     case _Found.THERE | _Found.NEVER:
+                        if tried.ts is not None and (offer := views.proposal_in(records)) and not request_id:
+                            claim.later(setting("", tried.key, picture=until(offer.at + LASTS)))
                         claim.cursor = claim.seen
                         continue
                     case _Found.ABSENT:
@@ -508,7 +516,10 @@ class ThreadFollower:
         first, last = records[0].seq, records[-1].seq
         key = f"{LINES}{first}-{last}"
         channel = self._policy().incident_channel if card is None else card.channel or card.target
-        message = views.post(records, case, self._policy(), mentions=self._mentions(claim, case, records))
+        mentions = self._mentions(claim, case, records)
+        ended = self._fate(records) if case is None else None
+        message = views.post(records, case, self._policy(), mentions=mentions, fate=ended)
+        offer = views.proposal_in(records) if case is None and ended is None else None
         lanes = (f"channel {channel}", f"post {channel}")
         if not self._enter(claim, lanes):
             return False
@@ -548,8 +559,40 @@ class ThreadFollower:
             self._turns.leave(lanes)
         self._turns.heal(lanes[0])
         claim.cursor = last
-        claim.later(setting(request_id, key, channel=answer["channel"], ts=answer["ts"], picture=None))
+        picture = None if offer is None else until(offer.at + LASTS)
+        claim.later(setting(request_id, key, channel=answer["channel"], ts=answer["ts"], picture=picture))
         return True
+
+    def _fate(self, records: Sequence[Record]) -> Fate | None:
+        """Say what became of the proposal to prune among these entries; None: it is open, or there is none."""
+        proposal = views.proposal_in(records)
+        if proposal is None:
+            return None
+        try:
+            with self._database.read() as session:
+                return fate(session, proposal, now=self._now())
+        except Damaged as damaged:
+            # The lines must go on; a click is judged by itself.
+            log.warning("a proposal to prune cannot be judged: entry %d is damaged", damaged.seq)
+            return None
+
+    def _take_buttons(self, claim: Claim) -> None:
+        """Draw the proposals to prune that are decided or void once more, without buttons; what cannot be, later."""
+        if claim.pending:
+            self._cursors.write(claim)  # so that what was just posted is among them
+        for post in self._cursors.offers():
+            first = -1 if post.first_seq is None else post.first_seq
+            with self._database.read() as session:
+                records = read_entries(session, request_id="", after=first - 1, until_seq=post.last_seq)
+            ended = self._fate(records)
+            if ended is None:
+                if is_over(post, self._now()):
+                    claim.later(setting("", post.key, picture=until(self._now() + _ONCE_MORE)))  # it cannot be judged
+                continue
+            mentions = self._mentions(claim, None, records)
+            message = views.post(records, None, self._policy(), mentions=mentions, fate=ended)
+            claim.later(setting("", post.key, picture=until(self._now())))  # should its lane be shut
+            self._redraw(claim, post, _Letter(post.key, post.target, message, ended.outcome, is_wanted=True))
 
     def _mentions(self, claim: Claim, case: Case | None, records: Iterable[Record]) -> dict[str, str]:
         """Say who is called at which event: leadership and security at the request, at the grant and at an alarm.

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from storage.models import Grant
     from workflows.door import Case
     from workflows.policy import Policy
+    from workflows.retention import Fate
 
 # --- the words that Slack sends back ----------------------------------------------------------------------------------
 
@@ -403,7 +404,7 @@ def reviewing(case: Case) -> list[Block]:
 
 def pruning(records: Sequence[Record]) -> list[Block]:
     """Return the buttons of the newest of these entries that proposes what is pruned; they carry it and its plan."""
-    proposal = next((one for one in reversed(records) if one.event == PROPOSE and one.refused is None), None)
+    proposal = proposal_in(records)
     if proposal is None:
         return []
     carried = f"{proposal.seq} {proposal.data.get('plan', '')}"
@@ -585,14 +586,25 @@ def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
 # --- the thread -------------------------------------------------------------------------------------------------------
 
 
+def proposal_in(records: Sequence[Record]) -> Record | None:
+    """Return the newest of these entries that proposes what is pruned: the one whose buttons the post has."""
+    return next((one for one in reversed(records) if one.event == PROPOSE and one.refused is None), None)
+
+
 def post(
-    records: Sequence[Record], case: Case | None, policy: Policy, *, mentions: Mapping[str, str] = MappingProxyType({})
+    records: Sequence[Record],
+    case: Case | None,
+    policy: Policy,
+    *,
+    mentions: Mapping[str, str] = MappingProxyType({}),
+    fate: Fate | None = None,
 ) -> Message:
     """Return one thread post for consecutive entries, a line each, in order.
 
     ``case`` is None for entries that belong to no request. ``mentions`` maps an event to who is to be called at it, as
     ``mrkdwn`` made of ids (``<!subteam^S…>``, ``<@U…>``); a refusal calls nobody. Up to :data:`MOST_IN_POST` entries
-    are shown in full; beyond that what was typed is left out, and every entry keeps its line.
+    are shown in full; beyond that what was typed is left out, and every entry keeps its line. ``fate``: what became of
+    the proposal to prune among them, said in the place of its buttons.
     """
     shown: list[tuple[str, list[Block]]] = []
     texts: list[str] = []
@@ -613,7 +625,10 @@ def post(
             waiting = []
     blocks += [section(text) for text in joined(waiting)]
     name = f"{case.request.id}: " if case is not None else ""
-    below = actions(BUTTONS, pruning(records)) if case is None else []
+    below = actions(BUTTONS, pruning(records)) if case is None and fate is None else []
+    if fate is not None:
+        below = [section(entries.fate_line(fate))]
+        texts.append(entries.fate_line(fate))
     return Message(name + clip("\n".join(texts), MOST_TEXT), blocks[: MOST_BLOCKS - len(below)] + below)
 
 

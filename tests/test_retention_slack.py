@@ -21,6 +21,7 @@ from slack_bolt import App
 from test_retention import BASE, RETENTION, SHELL
 
 from bot import listeners, views
+from bot.calls import call
 from bot.demo.run import SEED
 from bot.directory import SlackDirectory
 from bot.sandbox.driver import Driver, wait_for
@@ -29,11 +30,13 @@ from bot.thread import ThreadFollower
 from storage import audit
 from storage.database import Database
 from workflows import policy as rules
-from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT, Retention, holds
+from workflows.retention import APPLY, CONFIRM, HOLD, LASTS, PROPOSE, REJECT, Retention, RetentionDesk, holds
 from workflows.vault import Vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from slack_sdk import WebClient
 
     from storage.audit import Actor
 
@@ -47,9 +50,47 @@ class Office:
 
     desk: Counter
     driver: Driver
-    follower: ThreadFollower
+    client: WebClient
     old: str
     young: str
+    ahead: timedelta = timedelta(0)  # by which the follower's clock is ahead
+
+    def __post_init__(self) -> None:
+        self.follower = self.another()
+
+    def now(self) -> datetime:
+        """What time it is for the follower."""
+        return datetime.now(UTC) + self.ahead
+
+    def at(self, card: dict[str, Any]) -> dict[str, Any]:
+        """Return a message as it stands in the channel now."""
+        (found,) = [one for one in self.driver.as_(SAM.person).messages(ROOM) if one["ts"] == card["ts"]]
+        return found
+
+    def another(self, name: str = "thread") -> ThreadFollower:
+        """Return a follower that knows nothing, as a bot that was just started has."""
+        return ThreadFollower(
+            self.desk.database,
+            self.client,
+            case=self.desk.case,
+            policy=lambda: self.desk.policy,
+            directory=self.desk.directory,
+            now=self.now,
+            pace=False,
+            first_wait=0.1,
+            name=name,
+        )
+
+    def settled(self, card: dict[str, Any]) -> str:
+        """Let the follower draw, and return what a proposal's message says; it must have no buttons any more."""
+        assert self.follower.drain(20)
+        sam, now = self.driver.as_(SAM.person), self.at(card)
+        for action in (views.CONFIRM_PRUNING, views.REJECT_PRUNING):
+            assert sam.has(card, action)
+            assert not sam.has(now, action)
+        assert "*proposed to prune 2 entries*" in now["text"]
+        assert now["text"].split("\n")[-1] == now["blocks"][-1]["text"]["text"]
+        return str(now["blocks"][-1]["text"]["text"])
 
     def propose(self) -> dict[str, Any]:
         """Propose what may go, at a terminal; return the message that people see."""
@@ -102,21 +143,12 @@ def office(sqlite_template: Path, tmp_path: Path) -> Iterator[Office]:
             row = desk.ask()
             desk.withdraw(RITA, row.id, row.version, now=desk.now)
             asked.append(row.id)
-        follower = ThreadFollower(
-            database,
-            client,
-            case=desk.case,
-            policy=lambda: desk.policy,
-            directory=directory,
-            now=lambda: datetime.now(UTC),
-            pace=False,
-        )
         with ThreadPoolExecutor(8) as executor:
             app = App(client=client, listener_executor=executor)
             directory.register(app)
             listeners.register(app, desk, now=lambda: datetime.now(UTC))
             with bolted(sandbox, app):
-                yield Office(desk, Driver(sandbox.url), follower, *asked)
+                yield Office(desk, Driver(sandbox.url), client, *asked)
     database.close()
 
 
@@ -162,6 +194,107 @@ def test_a_rejected_proposal_has_dead_buttons(office: Office) -> None:
     assert office.pruned() == []
 
 
+# --- what its message shows afterwards --------------------------------------------------------------------------------
+
+
+def test_an_applied_proposal_says_by_whom(office: Office) -> None:
+    """With the second confirmation the buttons go from the message, and it says who confirmed and what went."""
+    card = office.propose()
+    office.click(ADA, card, views.CONFIRM_PRUNING, "1 of 2")
+    assert office.driver.as_(SAM.person).has(office.at(card), views.CONFIRM_PRUNING)
+    office.click(SAM, card, views.CONFIRM_PRUNING, "2 entries are pruned")
+    assert office.settled(card).startswith("*Confirmed* by <@U0ADA> and <@U0SAM>: 2 entries pruned (")
+
+
+def test_a_click_on_a_button_that_is_gone_is_answered_and_on_record(office: Office) -> None:
+    """A click that was on its way when the message changed says why nothing was done, privately, and is an entry."""
+    card = office.propose()
+    office.click(SAM, card, views.REJECT_PRUNING, "You rejected it.")
+    assert office.settled(card).startswith("*Rejected* by <@U0SAM>: nothing is pruned (")
+    before = len(office.driver.as_(SAM.person).messages(ROOM))
+    ada = office.driver.as_(ADA.person)
+    for action in (views.CONFIRM_PRUNING, views.REJECT_PRUNING):
+        seen = len(ada.ephemerals())
+        assert ada.click(card, action, in_flight=True)["acknowledged"]
+        wait_for(lambda seen=seen: len(ada.ephemerals()) > seen, 20, what="an answer")
+        assert "not open any more: it was rejected. Nothing was changed." in ada.ephemerals()[-1]["text"]
+    assert office.refusals(CONFIRM) == ["stale"]
+    assert office.refusals(REJECT) == [None, "stale"]
+    assert len(office.driver.as_(SAM.person).messages(ROOM)) == before
+    assert office.pruned() == []
+
+
+def test_a_proposal_that_lapsed_says_so_by_itself(office: Office) -> None:
+    """After a week without a second person the buttons go though nothing new was logged; not a minute earlier."""
+    card = office.propose()
+    office.click(ADA, card, views.CONFIRM_PRUNING, "1 of 2")
+    assert office.follower.drain(20)
+    office.ahead = LASTS - timedelta(minutes=5)
+    assert office.follower._cursors.behind(office.now()) == []
+    office.ahead = LASTS
+    assert len(office.follower._cursors.behind(office.now())) == 1
+    assert office.settled(card).startswith("*Lapsed*: two people did not confirm it within a week; nothing is pruned (")
+    assert office.follower._cursors.behind(office.now()) == []
+
+
+def test_a_newer_proposal_takes_the_place_of_an_older_one(office: Office) -> None:
+    """Only the newest has buttons, also where both were logged before the follower came to them."""
+    card = office.propose()
+    newer = office.propose()
+    assert "a newer proposal has taken its place" in office.settled(card)
+    for _ in range(2):
+        Retention(office.desk.database, lambda: office.desk.policy).propose(SHELL, now=datetime.now(UTC))
+    both = office.newest()
+    assert both["text"].count("*proposed to prune") == 2
+    assert "a newer proposal has taken its place" in office.settled(newer)
+    office.click(SAM, both, views.REJECT_PRUNING, "You rejected it.")
+    assert office.follower.drain(20)
+    assert office.at(both)["blocks"][-1]["text"]["text"].startswith("*Rejected*")
+
+
+def test_a_proposal_that_was_decided_before_it_was_posted_never_has_buttons(office: Office) -> None:
+    """A follower that comes late posts the proposal together with what became of it."""
+    shell = Retention(office.desk.database, lambda: office.desk.policy)
+    seq, plan = shell.propose(SHELL, now=datetime.now(UTC))
+    desk = RetentionDesk(office.desk.database, lambda: office.desk.policy, office.desk.directory, team=TEAM)
+    desk.reject(SAM, seq, plan.hash, now=datetime.now(UTC))
+    card = office.newest()
+    assert not office.driver.as_(SAM.person).has(card, views.CONFIRM_PRUNING)
+    assert card["blocks"][-1]["text"]["text"].startswith("*Rejected* by <@U0SAM>")
+
+
+@pytest.mark.parametrize(
+    ("kind", "order"), [("timeout", {"seconds": 0.05}), ("rate_limited", {"retry_after": 1}), ("error500", {})]
+)
+def test_a_fault_of_slack_leaves_no_dead_buttons(office: Office, kind: str, order: dict[str, Any]) -> None:
+    """What could not be drawn when it was decided is drawn later, by a bot that was started meanwhile."""
+    card = office.propose()
+    office.click(SAM, card, views.REJECT_PRUNING, "You rejected it.")
+    office.driver.fault(kind, method="chat.update", times=10_000, **order)
+    assert not office.follower.drain(0.5)
+    assert office.driver.as_(SAM.person).has(office.at(card), views.CONFIRM_PRUNING)
+    office.driver.clear_faults()
+    office.follower = office.another()
+    assert office.settled(card).startswith("*Rejected*")
+
+
+def test_a_proposal_whose_post_was_not_answered_loses_its_buttons_too(office: Office) -> None:
+    """A post that Slack took and did not answer is found there, and is drawn again once it is decided."""
+    office.driver.fault("post_then_timeout", method="chat.postMessage", times=1, seconds=0.05)
+    card = office.propose()
+    office.click(SAM, card, views.REJECT_PRUNING, "You rejected it.")
+    assert office.settled(card).startswith("*Rejected*")
+
+
+def test_a_proposals_message_that_was_deleted_holds_up_nothing(office: Office) -> None:
+    """Somebody took the message away: what is logged is posted all the same."""
+    card = office.propose()
+    office.click(SAM, card, views.REJECT_PRUNING, "You rejected it.")
+    call(office.client.chat_delete, channel=ROOM, ts=card["ts"])
+    assert "*rejected* the pruning" in office.newest()["text"]
+    assert office.follower.stuck() == []
+
+
 def test_a_hold_by_command(office: Office) -> None:
     """An auditor types a hold, the request's thread says so, and what was proposed before stays."""
     card = office.propose()
@@ -202,16 +335,7 @@ def test_the_thread_tells_of_an_entry_that_was_pruned_before_it_was_posted(offic
     card = office.newest()
     office.click(ADA, card, views.CONFIRM_PRUNING, "1 of 2")
     office.click(SAM, card, views.CONFIRM_PRUNING, "2 entries are pruned")
-    again = ThreadFollower(
-        office.desk.database,
-        office.follower._client,
-        case=office.desk.case,
-        policy=lambda: office.desk.policy,
-        directory=office.desk.directory,
-        now=lambda: datetime.now(UTC),
-        pace=False,
-        name="late",
-    )
+    again = office.another("late")
     assert again.drain(20)
     ada = office.driver.as_(ADA.person)
     cards = [m for m in ada.messages(ROOM) if m["text"].startswith(f"{office.old}: ")]

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -124,6 +125,24 @@ class Confirmed:
     left: int = 0  # of the plan, because of a hold or a longer time
 
 
+class Outcome(StrEnum):
+    """What became of a proposal."""
+
+    APPLIED = "applied"
+    REJECTED = "rejected"
+    REPLACED = "replaced"  # by a newer one
+    LAPSED = "lapsed"
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of a proposal, when, and the entry that says so (None: it lapsed, which follows from its time)."""
+
+    outcome: Outcome
+    at: datetime
+    record: Record | None = None
+
+
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +181,19 @@ def open_proposal(session: Session, *, now: datetime) -> Proposal | None:
     except ValueError as error:
         raise Damaged(newest.seq, f"It proposes what should be pruned, but {error}.") from None
     return Proposal(newest.seq, str(newest.data.get("plan")), newest.at, newest.actor, ranges, keep, tuple(confirmed))
+
+
+def fate(session: Session, proposal: Record, *, now: datetime) -> Fate | None:
+    """Return what became of a proposal (its entry); None while it is open. Raises :class:`Damaged`."""
+    for record in audit.read_entries(session, after=proposal.seq, events=(PROPOSE, REJECT, APPLY)):
+        if record.refused is not None:
+            continue
+        if record.event == PROPOSE:
+            return Fate(Outcome.REPLACED, record.at, record)
+        if record.data.get("proposal") == proposal.seq:
+            return Fate(Outcome.APPLIED if record.event == APPLY else Outcome.REJECTED, record.at, record)
+    end = proposal.at + LASTS
+    return Fate(Outcome.LAPSED, end) if now >= end else None
 
 
 def plan(session: Session, policy: Policy, *, now: datetime) -> Plan:
@@ -450,7 +482,8 @@ class RetentionDesk(Retention):
     def _proposal(self, session: Session, seq: int, plan_hash: str, now: datetime) -> Proposal:
         found = open_proposal(session, now=now)
         if found is None or (found.seq, found.plan) != (seq, plan_hash):
-            raise Conflict("That proposal is not open any more. Nothing was changed.", code="stale")
+            ended = _say_fate(session, seq, now)
+            raise Conflict(f"That proposal is not open any more{ended}. Nothing was changed.", code="stale")
         return found
 
     def _need(self, actor: Actor) -> None:
@@ -462,6 +495,21 @@ class RetentionDesk(Retention):
         if actor.team != self._team:
             raise NotAllowed("Only people of this workspace may do this.", code="other_workspace")
         return rules.gather(self._directory, self._policy(), None, people)
+
+
+def _say_fate(session: Session, seq: int, now: datetime) -> str:
+    """Say what became of the proposal with this number, which a button carries and so anybody can name."""
+    found = audit.read_entries(session, after=seq - 1, until_seq=seq, events=(PROPOSE,))
+    ended = fate(session, found[0], now=now) if found and found[0].refused is None else None
+    return f": {_ENDED[ended.outcome]}" if ended is not None else ""
+
+
+_ENDED: Final = {
+    Outcome.APPLIED: "two people have confirmed it",
+    Outcome.REJECTED: "it was rejected",
+    Outcome.REPLACED: "a newer one has taken its place",
+    Outcome.LAPSED: "two people did not confirm it within a week",
+}
 
 
 def _apply(session: Write, proposal: Proposal, found: Plan, people: Sequence[str], now: datetime) -> Confirmed:
