@@ -20,7 +20,7 @@ from storage.audit import check
 from storage.followers import CopyRunner, RequiredCopies
 from storage.followers.file import FileCopy
 from storage.models import State
-from workflows import issuing, sweep
+from workflows import holding, sweep
 from workflows.errors import Conflict, Unavailable
 
 if TYPE_CHECKING:
@@ -365,4 +365,4 @@ def test_only_so_many_are_held_and_the_others_are_told(counter, archive, pool, m
     assert counter.events(second)[-1] == "credential:abandon"
     archive.mount()
     assert coming.result(LONG).username
-    assert issuing._MOST_HELD < 64
+    assert holding._MOST_HELD < 64

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from workflows.door import Case
     from workflows.engines.seam import ControlGroup
-    from workflows.issuing import Intent, Issuer
+    from workflows.holding import Intent
+    from workflows.issuing import Issuer
     from workflows.vault import ChildToken, Pending
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
 from workflows.engines import ENGINES
 from workflows.errors import Conflict, Invalid, NotAllowed, Unavailable, VaultRefused
-from workflows.issuing import BACK_OFF, WARN_BEFORE, Intent, Issuer, next_look
+from workflows.holding import Intent
+from workflows.issuing import BACK_OFF, WARN_BEFORE, Issuer, next_look
 from workflows.lifecycle import Action, Role, allowed_roles, now_is, step
 from workflows.ssh_keys import read_public_key
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from storage.audit import Actor
     from storage.database import Database
-    from workflows.issuing import Acknowledged
+    from workflows.holding import Acknowledged
     from workflows.policy import Account, Directory, Level, Policy, Roster, Verdict
     from workflows.ssh_keys import PublicKey
     from workflows.vault import Vault

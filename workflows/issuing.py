@@ -2,9 +2,8 @@
 
 Rules
 -----
-* Nothing is made before every required copy of the log has acknowledged what led to it: the approvals and the intent.
-  Who waits is held for a while, on record; then the intent is given up, and nothing of Vault ever existed. An end never
-  waits.
+* Nothing is made before every required copy of the log has acknowledged what led to it (``holding.py``). An intent that
+  is given up there never had anything at Vault. An end never waits.
 * The order is: intent, child token, its accessor, the credential, its lease; each is on record before the next call.
   A child token that nobody knows of holds no credential, and one whose accessor is on record can be ended by anybody,
   so a crash at any point leaves nothing alive that the next tick does not find.
@@ -24,9 +23,9 @@ import hashlib
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlmodel import col, select
 
@@ -34,19 +33,20 @@ from storage.audit import parse
 from storage.models import Entry, Grant, Request, State
 from workflows.control_group import Keys, Question
 from workflows.delivery import CERTAIN_FOR, LOOK_EVERY, OPEN_WITHIN, WRAP_TTL, Delivery, Parcel
-from workflows.door import Case, Door, Turn, database_errors
 from workflows.engines import ENGINES, Credential, Wish
 from workflows.engines.naming import mark_of
 from workflows.engines.seam import Exclusive
 from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
-from workflows.lifecycle import Action, allowed_roles, now_is
-from workflows.policy import say_duration
+from workflows.holding import OUT, Holding
+from workflows.lifecycle import Action, allowed_roles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from storage.database import Database
+    from workflows.door import Case, Turn
     from workflows.engines import LevelSettings
+    from workflows.holding import Acknowledged, Intent
     from workflows.policy import Level, Policy
     from workflows.vault import ChildToken, Vault, Wrapped
 
@@ -56,55 +56,11 @@ WARN_BEFORE: Final = timedelta(minutes=2)
 BACK_OFF: Final = tuple(timedelta(seconds=s) for s in (2, 5, 10, 20, 40, 80, 160, 300))
 _CONFIRM_TRIES: Final = 40
 _CONFIRM_PAUSE: Final = 0.05  # seconds; Vault takes a lease back within about 0.1 s of its token's end
-_OUT: Final = (State.APPROVED, State.ACTIVE)
 _FIND_TRIES: Final = 10
 _FIND_PAUSE: Final = 0.05  # seconds, in which others who issue at the same moment put their leases on record
-_QUIET: Final = 0.5  # seconds: a copy that is merely on its way is not worth an entry
-_ASK_SOON: Final = 0.02  # seconds: another bot may bring it, and nobody tells this one
-_ASK_AGAIN: Final = 0.2
-# Each who is held keeps a thread, and the thread of a Revoke must always be there.
-_MOST_HELD: Final = 24
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """A recorded decision to issue credential ``number`` of a request; :meth:`Issuer.issue` carries it out."""
-
-    request_id: str
-    number: int
-    replaces: int | None
-    ttl: timedelta
-
-
-class Acknowledged(Protocol):
-    """Which copies of the log must have an entry before it has effect, and whether they do.
-
-    ``within`` is how long somebody waits for them. What is not known is missing.
-    """
-
-    within: timedelta
-
-    def behind(self, seq: int) -> tuple[str, ...]:
-        """Return the names of the required copies that have not acknowledged entry ``seq``. DatabaseDown."""
-
-    def wait(self, seconds: float) -> None:
-        """Return when something may have been acknowledged, after ``seconds`` at the latest."""
-
-
-class NothingRequired:
-    """No copy is required: the default."""
-
-    within = timedelta(0)
-
-    def behind(self, seq: int) -> tuple[str, ...]:  # noqa: ARG002
-        """Return nothing."""
-        return ()
-
-    def wait(self, seconds: float) -> None:
-        """Never called."""
-
-
-class Issuer(Door):
+class Issuer(Holding):
     """The outside effects. ``patience`` is how long an issue may take before anybody may clean up after it.
 
     ``public_address`` is where responders reach Vault, when that is not where the bot does.
@@ -120,13 +76,10 @@ class Issuer(Door):
         required: Acknowledged | None = None,
         public_address: str = "",
     ) -> None:
-        super().__init__(database)
+        super().__init__(database, required)
         self.policy = policy
         self.vault = vault
         self.patience = patience
-        self.required: Acknowledged = required or NothingRequired()
-        self._places = threading.BoundedSemaphore(_MOST_HELD)
-        self._is_closing = False
         self._public_address = public_address
         self._wrapping = threading.Lock()
 
@@ -154,7 +107,12 @@ class Issuer(Door):
         tick.
         """
         # 1. What led here stands outside, out of the reach of whoever runs the bot.
-        now = self._hold(intent, held, now)
+        began = time.monotonic()
+        try:
+            now = self._hold(intent, held, now)
+        except BreakGlassError as error:
+            self._undo(intent, None, error, now + timedelta(seconds=time.monotonic() - began))
+            raise
         child: ChildToken | None = None
         try:
             # 2. "Show again" ends the old credential first: never two at once.
@@ -398,23 +356,6 @@ class Issuer(Door):
             return datetime.fromisoformat(until) + self.patience
         return (grant.accessor_at or grant.intended_at + self.required.within) + self.patience
 
-    def hold_nobody(self) -> None:
-        """Give up for those who are held for a copy or a custodian, now and from now on: the bot is being stopped."""
-        self._is_closing = True
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether nobody is to be held any more."""
-        return self._is_closing
-
-    def take_place(self) -> bool:
-        """Take one of the places of those who are held; say whether there was one."""
-        return self._places.acquire(blocking=False)
-
-    def give_place(self) -> None:
-        """Give it back."""
-        self._places.release()
-
     def new_grant(self, row: Request, number: int, now: datetime) -> Grant:
         """Return the row of a credential that is about to be made."""
         settings = self._level(row).settings
@@ -449,83 +390,6 @@ class Issuer(Door):
                     f"again when {grant.request_id} has ended.",
                     code="in_use",
                 )
-
-    def _hold(self, intent: Intent, held: Callable[[tuple[str, ...]], None] | None, now: datetime) -> datetime:
-        """Wait until the required copies have what led to the intent, and return the time that it is then.
-
-        Raises :class:`Unavailable` when they do not come in time, :class:`Conflict` when the request ended meanwhile.
-        """
-        if isinstance(self.required, NothingRequired):
-            return now
-        began, within = time.monotonic(), self.required.within.total_seconds()
-        in_vain = f"waited {say_duration(self.required.within)}"
-        is_told = False
-        try:
-            seq = self.case(intent.request_id).request.last_seq
-            while names := self._behind(seq):
-                waited = time.monotonic() - began
-                if waited >= within or self._is_closing:
-                    why = "the bot is being stopped" if self._is_closing else in_vain
-                    self._give_up(intent, names, now + timedelta(seconds=waited), why)
-                if not is_told and waited >= _QUIET:
-                    if not self._places.acquire(blocking=False):
-                        self._give_up(intent, names, now + timedelta(seconds=waited), "as many wait for it already")
-                    is_told = True
-                    self._tell_held(intent, names, now + timedelta(seconds=waited))
-                    if held is not None:
-                        held(names)
-                self.required.wait(min(_ASK_AGAIN if is_told else _ASK_SOON, within - waited))
-                self._still_wanted(intent)
-        except BreakGlassError as error:
-            self._undo(intent, None, error, now + timedelta(seconds=time.monotonic() - began))
-            raise
-        finally:
-            if is_told:
-                self._places.release()
-        # What follows is written down as of when it happens; not held, it happens now.
-        return now + timedelta(seconds=time.monotonic() - began) if is_told else now
-
-    def _behind(self, seq: int) -> tuple[str, ...]:
-        with database_errors():
-            return self.required.behind(seq)
-
-    def _still_wanted(self, intent: Intent) -> None:
-        """Refuse when the request was ended, or the intent given up, while it was held."""
-        case = self.case(intent.request_id)
-        if case.state not in _OUT:
-            raise Conflict(f"{case.request.id} {now_is(case.state)}. No credential was made.", code="ended")
-        grant = next((g for g in case.grants if g.number == intent.number), None)
-        if (grant is None) is (intent.replaces is None) or (grant is not None and grant.ended_at is not None):
-            raise Conflict(
-                f"Another try to open {case.request.id} came first. Look at the newest message.", code="raced"
-            )
-
-    def _tell_held(self, intent: Intent, names: tuple[str, ...], now: datetime) -> None:
-        with self.turn(intent.request_id, now=now) as turn:
-            turn.move(
-                Action.HOLD,
-                data={
-                    "credential": intent.number,
-                    "waiting_for": list(names),
-                    "within_seconds": int(self.required.within.total_seconds()),
-                },
-            )
-
-    def _give_up(self, intent: Intent, names: tuple[str, ...], now: datetime, why: str) -> NoReturn:
-        """Say that it was in vain.
-
-        That a first credential is abandoned is an entry of its own; of a fresh one nothing was begun yet, and the
-        earlier one stays as it was.
-        """
-        if intent.replaces is not None:
-            with self.turn(intent.request_id, now=now) as turn:
-                data = {"credential": intent.number, "waiting_for": list(names), "given_up": True}
-                turn.move(Action.HOLD, data=data)
-        raise Unavailable(
-            "No credential was made, because what led to it must be in the log's copies first, and "
-            f"{', '.join(names)} did not take it ({why}). Have that mended, then press the button again.",
-            code="copy_behind",
-        )
 
     def _level(self, row: Request) -> Level:
         account = self.policy.accounts.get(row.account)
@@ -607,7 +471,7 @@ class Issuer(Door):
             return
         with self.turn(seen.request_id, now=now) as turn:
             grant = next(g for g in turn.grants() if g.number == seen.number)
-            if grant.ended_at or grant.issued_at or turn.state not in _OUT:
+            if grant.ended_at or grant.issued_at or turn.state not in OUT:
                 return  # finished, or finish() has it
             if grant.accessor != seen.accessor:
                 return  # its token came on record after we looked: the next tick ends that one
