@@ -21,7 +21,7 @@ import pytest
 from workflows.captures import CAPTURES
 from workflows.captures.seam import Kind, Trust, Unreadable
 from workflows.engines import ENGINES
-from workflows.errors import Invalid
+from workflows.errors import Invalid, Refused
 
 POSTGRES = CAPTURES["postgres"]
 DATABASE = ENGINES["database"]
@@ -433,6 +433,14 @@ def test_a_group_that_could_switch_it_off_is_refused(prepared):
             prepared.superuser(f"REVOKE SET ON PARAMETER pgaudit.log FROM {role}")
         assert found == "The level is recorded, and its group bg_orders_rw may set pgaudit.log."
     assert DATABASE.excess(vault, options) == ()
+
+
+def test_a_login_that_is_not_recorded_as_the_policy_says_is_found(prepared, login):
+    """A level that became a recorded one, and Vault was not told: the rehearsal of its login finds it."""
+    options = prepared.real.write.settings.options
+    assert DATABASE.rehearse(login("BG-TR1A"), options, ())
+    with pytest.raises(Refused, match="not made as the policy says"):
+        DATABASE.rehearse(login("BG-TR1B", prepared.real.read), options, ())
 
 
 # --------------------------------------------------------------------------------------------------- without pgaudit

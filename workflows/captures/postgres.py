@@ -46,9 +46,15 @@ _SESSION: Final = re.compile(r"[0-9a-f]{1,16}\.[0-9a-f]{1,8}", re.ASCII)
 _MOMENT: Final = re.compile(
     r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d{1,6})?) (?:UTC|GMT|([+-])(\d\d)(?::?(\d\d))?)", re.ASCII
 )
-# The atomic groups keep a torn line of a megabyte from being tried in every possible way.
-_FIELD: Final = re.compile(r'(?:"((?:[^"]++|"")*+)"|([^",\r\n]*+))(,|\Z)')
-_FIELDS: Final = (9, 10)  # with pgaudit.log_rows one more
+# The possessive groups keep a torn line of a megabyte from being tried in every possible way.
+_VALUE: Final = r'("(?:[^"]++|"")*+"|[^",\r\n]*+)'
+# Statement, part, class, command, object type, object, text, parameters; and rows, where they are asked for.
+_AUDIT: Final = re.compile(
+    r'AUDIT: (?:SESSION|OBJECT),\d+,\d+,([^",\r\n]*+),([^",\r\n]*+),[^",\r\n]*+,'
+    rf"{_VALUE},{_VALUE},{_VALUE}(?:,(\d{{1,18}}))?",
+    re.ASCII,
+)
+_ODD: Final = re.compile(r"\\u(?:0000|[dD])", re.ASCII)
 _DURATION: Final = re.compile(r"duration: [0-9.]+ ms")
 _LOGGED: Final = re.compile(r"(?:duration: [0-9.]+ ms  )?(?:statement|execute [^:]*): (.*)", re.DOTALL)
 _FAST_CALL: Final = re.compile(r"(?:duration: [0-9.]+ ms  )?(fastpath function call: .*)", re.DOTALL)
@@ -148,17 +154,19 @@ class _Reader:
 
     def _audit(self) -> tuple[Line, ...]:
         """``SESSION,statement,part,class,command,object type,object,text,parameters``, as CSV."""
-        fields = _fields(self._message.removeprefix("AUDIT: "))
-        if len(fields) not in _FIELDS or fields[0] not in {"SESSION", "OBJECT"}:
+        found = _AUDIT.fullmatch(self._message)
+        if found is None:
             raise Unreadable("what pgaudit wrote is not whole")
-        group, command, name, text, parameters = fields[3], fields[4], fields[6], fields[7], fields[8]
+        group, command, name, text, parameters, rows = found.groups()
         if (group, command) == ("FUNCTION", "EXECUTE"):
             # Its text is that of the statement which called it, and is on record.
-            return (self._line(Kind.NOTE, f"function {name}"),)
-        rows = int(fields[9]) if len(fields) > _FIELDS[0] and re.fullmatch(r"[0-9]{1,18}", fields[9]) else None
+            return (self._line(Kind.NOTE, f"function {_plain(name)}"),)
+        text = _plain(text)
         if parameters != "<none>":
-            text = f"{text}\n-- with: {_in_one_line(parameters)}"
-        return self._run(text, rows=rows, is_copied_in=(group, command) == ("WRITE", "COPY"))
+            text = f"{text}\n-- with: {_in_one_line(_plain(parameters))}"
+        return self._run(
+            text, rows=None if rows is None else int(rows), is_copied_in=(group, command) == ("WRITE", "COPY")
+        )
 
     def _of_the_server(self) -> tuple[Line, ...]:
         message = self._message
@@ -190,12 +198,16 @@ class _Reader:
 
 def _record(raw: bytes) -> dict[str, Any]:
     """Return the line's fields. Bytes that are no UTF-8 (a database in another encoding) stay visible, escaped."""
+    text = raw.decode("utf-8", "backslashreplace")
     try:
-        record = json.loads(raw.decode("utf-8", "backslashreplace"), object_pairs_hook=_once, parse_constant=_never)
+        record = _DECODER.decode(text)
     except (ValueError, RecursionError):
         record = None
-    if not isinstance(record, dict) or not {"timestamp", "session_id", "line_num", "error_severity"} <= record.keys():
+    if not isinstance(record, dict) or not record.keys() >= _ALWAYS:
         raise Unreadable("not a line of PostgreSQL's jsonlog")
+    # PostgreSQL has neither a NUL nor half a character in a text.
+    if _ODD.search(text) and any(isinstance(value, str) and _is_torn(value) for value in record.values()):
+        raise Unreadable("a NUL, or half a character")
     return record
 
 
@@ -211,10 +223,13 @@ def _never(word: str) -> None:
     raise ValueError(word)
 
 
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_never)
+_ALWAYS: Final = frozenset({"timestamp", "session_id", "line_num", "error_severity"})
+
+
 def _text(record: Mapping[str, Any], key: str, default: str | None = None) -> str:
     value = record.get(key, default)
-    # PostgreSQL has neither a NUL nor half a character in a text.
-    if not isinstance(value, str) or "\0" in value or (not value.isascii() and _is_torn(value)):
+    if not isinstance(value, str):
         raise Unreadable(f"no {key}")
     return value
 
@@ -224,7 +239,7 @@ def _is_torn(value: str) -> bool:
         value.encode()
     except UnicodeEncodeError:
         return True
-    return False
+    return "\0" in value
 
 
 def _moment(text: str) -> datetime:
@@ -243,16 +258,9 @@ def _moment(text: str) -> datetime:
         raise Unreadable("no time") from None
 
 
-def _fields(text: str) -> list[str]:
-    """Return the fields of one CSV record; none when it is torn."""
-    fields: list[str] = []
-    at = 0
-    while found := _FIELD.match(text, at):
-        fields.append(found[2] if found[1] is None else found[1].replace('""', '"'))
-        at = found.end()
-        if not found[3]:
-            return fields
-    return []
+def _plain(field: str) -> str:
+    """Return what a field of a CSV record says."""
+    return field[1:-1].replace('""', '"') if field.startswith('"') else field
 
 
 def _in_one_line(text: str) -> str:

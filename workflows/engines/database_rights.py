@@ -195,7 +195,11 @@ def _as_stated(session: Session, options: Mapping[str, str]) -> None:
     ).fetchone()
     wanted = (int(options.get("connections", CONNECTIONS)), options.get("read_only") == "true")
     has_limit = "statement_timeout" not in options or (row is not None and row[2] != "0")
-    if row is None or (row[0], row[1]) != wanted or not has_limit:
+    audit = AUDIT[options.get("audit", "none")]
+    set_so = session.execute(
+        "SELECT name, current_setting(name, true) FROM unnest(%(names)s::text[]) AS name", {"names": list(audit)}
+    ).fetchall()
+    if row is None or (row[0], row[1]) != wanted or not has_limit or dict(set_so) != dict(audit):
         raise Refused("The login was not made as the policy says: run breakglass vault apply.")
 
 
