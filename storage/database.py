@@ -35,7 +35,7 @@ from sqlmodel import Session, SQLModel
 from storage import models, schema  # noqa: F401 - models are the tables that setup() creates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy.engine import Connection, ExceptionContext, RootTransaction
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -259,6 +259,18 @@ class Write(Session):
             return _run(self._connection, statement, values)
         except Exception:
             # SQLite takes back the statement alone: whoever swallows the error would commit all that was before it.
+            self.is_gone = True
+            self._outer.rollback()
+            raise
+
+    def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run one statement for each of the rows, as :meth:`run` does it for one."""
+        self.flush()
+        if not self._outer.is_active:
+            raise Clash(_GONE)
+        try:
+            _run_many(self._connection, statement, rows)
+        except Exception:
             self.is_gone = True
             self._outer.rollback()
             raise
@@ -520,8 +532,7 @@ def _begin_reading_sqlite(connection: Connection) -> None:
 def _run(connection: Connection, statement: str, values: tuple[Any, ...] | None = ()) -> tuple[Any, ...] | None:
     """Run one statement, or on PostgreSQL several (without values); return the first row of the last one."""
     driver: Any = connection.connection.driver_connection
-    library: Any = connection.dialect.loaded_dbapi
-    try:
+    with _driver_errors(connection):
         if (kept := connection.info.get(_CURSOR)) is not None:
             cursor = kept.execute(statement, values)
             while values is None and cursor.nextset():
@@ -531,6 +542,26 @@ def _run(connection: Connection, statement: str, values: tuple[Any, ...] | None 
         row: tuple[Any, ...] | None = cursor.fetchone() if cursor.description else None
         if kept is None:
             cursor.close()
+    return row
+
+
+def _run_many(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Run one statement for each of the rows. On PostgreSQL all of them are on their way before the first answer."""
+    driver: Any = connection.connection.driver_connection
+    with _driver_errors(connection):
+        if (kept := connection.info.get(_CURSOR)) is not None:
+            kept.executemany(statement, rows)
+        else:
+            driver.executemany(statement, rows).close()
+
+
+@contextmanager
+def _driver_errors(connection: Connection) -> Iterator[None]:
+    """Turn the errors of a driver that is used past SQLAlchemy into ours."""
+    library: Any = connection.dialect.loaded_dbapi
+    driver: Any = connection.connection.driver_connection
+    try:
+        yield
     except library.Error as error:
         ours = _ours(
             error,
@@ -541,7 +572,6 @@ def _run(connection: Connection, statement: str, values: tuple[Any, ...] | None 
         if ours is None:
             raise
         raise ours from error
-    return row
 
 
 def _is_idle(connection: Connection) -> bool:

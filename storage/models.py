@@ -203,6 +203,7 @@ class Grant(SQLModel, table=True):
     open_until: datetime | None = _time(nullable=True)
     opened_at: datetime | None = _time(nullable=True)  # the token was used: when that was seen
     unopened_at: datetime | None = _time(nullable=True)  # it was ended in its time, unused
+    capture_source: str | None = None  # who records what is done with it, as the level said at its making
 
 
 class Review(SQLModel, table=True):
@@ -339,6 +340,86 @@ class Alarm(SQLModel, table=True):
     name: str = Field(nullable=False)  # of the lease, of the login; empty for a place that cannot be looked at
     seen_at: datetime = _time()  # when it was first seen
     said_at: datetime | None = _time(nullable=True)  # when an entry last said so
+
+
+class CaptureSource(SQLModel, table=True):
+    """Where executed commands come from, and when it was last heard of. Its name is the policy's."""
+
+    __tablename__: ClassVar[Any] = "capture_source"
+
+    name: str = Field(primary_key=True)
+    known_at: datetime = _time()  # when the bot first looked for it
+    seen_at: datetime | None = _time(nullable=True)  # None: it was never heard of
+    down_since: datetime | None = _time(nullable=True)  # an entry says so
+
+
+class CaptureLine(SQLModel, table=True):
+    """A raw line that was taken in: what keeps a batch that comes twice from being recorded twice.
+
+    ``key`` is SHA-256 over source, file, offset and line. ``seq`` is the entry that it became, if one.
+    """
+
+    __tablename__: ClassVar[Any] = "capture_line"
+
+    key: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    seq: int | None = None
+
+
+class CaptureSession(SQLModel, table=True):
+    """A session at a target, as its lines tell of it: what its closing entry will count.
+
+    ``session`` is empty where a source has no sessions: then all that an identity does is one. ``missing`` are the
+    numbers that never came, each ``[first, last]``.
+    """
+
+    __tablename__: ClassVar[Any] = "capture_session"
+
+    source: str = Field(primary_key=True)
+    session: str = Field(primary_key=True)
+    identity: str = Field(primary_key=True)
+    request_id: str | None = Field(default=None, index=True)  # None: no grant explains the identity
+    commands: int = Field(default=0, nullable=False)
+    opened_at: datetime | None = _time(nullable=True)
+    closed_at: datetime | None = _time(nullable=True)
+    first_at: datetime | None = _time(nullable=True)
+    last_at: datetime | None = _time(nullable=True)
+    first_number: int | None = None
+    last_number: int | None = None
+    missing: list[list[int]] = _json()
+    holes: list[str] = _json()
+    stopped: bool = Field(default=False, nullable=False)
+    told: bool = Field(default=False, nullable=False)  # a closing entry counts all of it
+
+
+class CaptureUse(SQLModel, table=True):
+    """What one source recorded of one request. It is there from the issue on, so that "nothing" can be told."""
+
+    __tablename__: ClassVar[Any] = "capture_use"
+
+    request_id: str = Field(foreign_key="request.id", primary_key=True)
+    source: str = Field(primary_key=True)
+    commands: int = Field(default=0, nullable=False)
+    late: int = Field(default=0, nullable=False)  # of these, after the end by the target's clock
+    first_at: datetime | None = _time(nullable=True)
+    last_at: datetime | None = _time(nullable=True)
+    elsewhere: list[str] = _json()  # databases other than the level's
+    stopped: bool = Field(default=False, nullable=False)
+    blind: bool = Field(default=False, nullable=False)  # the source was down, or lost lines, while access was out
+    touched_at: datetime = _time()  # by our clock: when something of it last came
+    settled_at: datetime | None = _time(nullable=True, index=True)  # an entry says what was found
+
+
+class Payload(SQLModel, table=True):
+    """A statement, redacted, that is too long for an entry: the entry names it by its hash.
+
+    ``last_seq`` is the newest entry that does: when that is pruned, so is this.
+    """
+
+    __tablename__: ClassVar[Any] = "payload"
+
+    sha256: str = Field(primary_key=True, max_length=64)
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    last_seq: int = Field(nullable=False, index=True)
 
 
 FINAL: Final = frozenset({State.DENIED, State.WITHDRAWN, State.LAPSED, State.FAILED, State.REVIEWED})

@@ -8,7 +8,7 @@ Rules
   document refuse, so that the file means what it shows.
 * What becomes part of a Slack message is held to a form that cannot break out of it; the settings of an engine are
   checked by ``LevelSettings``, and its findings are reported with their lines. The section ``log`` is read by
-  ``log_rules.py``, ``retention`` by ``retention_rules.py``.
+  ``log_rules.py``, ``retention`` by ``retention_rules.py``, ``captures`` by ``capture_rules.py``.
 
 Pure but :func:`load`, which reads a file. The judging is in ``policy.py``, from where everything here is imported.
 """
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import yaml
 
-from workflows import delivery, log_rules, retention_rules
+from workflows import capture_rules, delivery, log_rules, retention_rules
+from workflows.capture_rules import Need
 from workflows.delivery import Delivery
 from workflows.engines import ENGINES, LevelSettings
 from workflows.engines.seam import ControlGroup
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from workflows.capture_rules import SourceRules
     from workflows.log_rules import LogRules
     from workflows.retention_rules import RetentionRules
 
@@ -106,6 +108,8 @@ class Level:
     open_within: timedelta  # an approval that is not opened lapses
     delivery: Delivery = Delivery.MODAL
     control: ControlGroup | None = None  # whose own keys Vault asks for (``control_group.py``)
+    capture_source: str | None = None  # who records what is done with its credentials; None: nobody
+    capture: Need = Need.WANTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,9 @@ class Policy:
     hash: str
     log: LogRules | None = None  # None: it is neither signed nor copied
     retention: RetentionRules | None = None  # None: nothing is ever pruned
+    captures: Mapping[str, SourceRules] = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # where executed commands come from
 
     def everyone(self) -> tuple[str, ...]:
         """Return every user id and group that the policy names, each once, in the order of the file."""
@@ -230,6 +237,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         self.problems: list[Problem] = []
+        self._sources: Mapping[str, SourceRules] = {}
 
     def fail(self, at: _At, sentence: str) -> None:
         self.problems.append(Problem(at.line, at.where, sentence))
@@ -431,9 +439,11 @@ class _Reader:
             return None
         lists = ("leadership", "security", "reviewers", "auditors")
         keys = ("version", "incident_channel", *lists, "review_within", "accounts")
-        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention"))
+        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention", "captures"))
         if "version" in top:
             self.number(top["version"], 1, 1)
+        if "captures" in top:
+            self._sources = capture_rules.read(self, top["captures"])  # levels name them
         accounts = {}
         if (at := top.get("accounts")) is not None:
             entries = self.entries(at, names=True)
@@ -453,6 +463,7 @@ class _Reader:
             hash=hashlib.sha256(self.text.encode(errors="replace")).hexdigest(),
             log=log_rules.read(self, top["log"]) if "log" in top else None,
             retention=retention_rules.read(self, top["retention"]) if "retention" in top else None,
+            captures=self._sources,
         )
 
     def account(self, name: str, at: _At) -> Account:
@@ -492,7 +503,7 @@ class _Reader:
         known = [ENGINES[engine]] if engine else list(ENGINES.values())
         keys = {key: bool(engine) and is_required for one in known for key, is_required in one.keys.items()}
         required = [key for key, is_required in keys.items() if is_required]
-        optional = (*keys, "open_within", "delivery", "enforced_by", "vault_group")
+        optional = (*keys, "open_within", "delivery", "enforced_by", "vault_group", "capture_source", "capture")
         found = self.mapping(at, ("title", "engine", "token_role", *required, *times), optional)
         settings = self.settings(engine, found, keys)
         quorum = self.number(found.get("quorum"), 1, 100)
@@ -511,6 +522,7 @@ class _Reader:
         answer_within = self.span(found.get("answer_within"), second, day)
         open_within = self.span(opening, second, day) if opening is not None else OPEN_WITHIN
         way = self.delivery(engine, found.get("delivery"))
+        source, need = capture_rules.read_need(self, found.get("capture_source"), found.get("capture"), self._sources)
         if settings is None:
             return None
         return Level(
@@ -524,6 +536,8 @@ class _Reader:
             open_within=open_within,
             delivery=way,
             control=self.control(at, settings, found, quorum, open_within),
+            capture_source=source,
+            capture=need,
         )
 
     def delivery(self, engine: str, at: _At | None) -> Delivery:

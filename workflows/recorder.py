@@ -1,0 +1,626 @@
+"""How does a line of a target's log become an entry of ours?
+
+Rules
+-----
+* A line is attributed by the identity that the grant carries, and by nothing that the responder could write. One that
+  carries our mark, and that no grant explains, is a stranger: an alarm.
+* What is stored is redacted; of the raw line only its hash and its place stay.
+* A line counts once: its key is written in the transaction that appends its entry. A batch may come twice, in parts,
+  or to two bots at once.
+* A line that cannot be read stops nothing: it is counted, and the entry says where the first one stands.
+* Lines about nobody leave no trace. That they came is the source's heartbeat, and so is an empty batch.
+* All reading and judging happens before the writer's lock is taken, and the lock is given back between two portions:
+  a flood of statements does not hold up who presses Revoke.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from sqlmodel import col, or_, select
+
+from storage.audit import SYSTEM, Actor, Draft, append_all, parse, write_time
+from storage.models import CaptureLine, CaptureSession, CaptureSource, CaptureUse, Entry, Grant, Payload, Request
+from workflows.capture_watch import GAP, UP, close, say_of_source, tell_findings, touch
+from workflows.captures import CAPTURES
+from workflows.captures.classify import classify
+from workflows.captures.redaction import redact
+from workflows.captures.seam import Kind, Line, Unreadable
+from workflows.door import database_errors
+from workflows.engines import ENGINES
+from workflows.engines.seam import Exclusive
+from workflows.errors import Invalid
+from workflows.trial import LIFE, TRY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlmodel import Session
+
+    from storage.audit import JSON
+    from storage.database import Database, Write
+    from workflows.capture_rules import SourceRules
+    from workflows.captures.seam import Capture
+    from workflows.policy import Policy
+
+log = logging.getLogger(__name__)
+
+RUN: Final = "command:run"
+STOP: Final = "command:stop"
+STRANGER: Final = "command:stranger"
+UNREADABLE: Final = "capture:unreadable"
+
+MOST_TEXT: Final = 32_768  # bytes of a statement, as JSON writes it, in an entry; the rest stands beside the log
+_MOST_ARGV: Final = 8_192
+_MOST_ALARM: Final = 1_000
+_MOST_WORD: Final = 200  # characters of a name
+_AT_ONCE: Final = 500  # lines in one transaction
+_MOST_LISTED: Final = 100  # gaps of a session, holes of it, other databases of a request
+OTHER_CLOCK: Final = timedelta(seconds=5)  # by which a target's clock may be away from ours
+_COUNTED: Final = frozenset({Kind.OPENED, Kind.CLOSED, Kind.HOLE, Kind.NOTE})  # they are no entries of their own
+_HEARTBEAT: Final = timedelta(seconds=1)  # is not written down more often
+_DIALECTS: Final = {"mariadb": "mysql"}  # of sqlglot, where it is not PostgreSQL's
+
+# What begins so is named by our engines after a request (``engines/naming.py``).
+_MARK: Final = re.compile(r"bg-([0-9a-z]{4,12})-.*", re.DOTALL)
+_REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A line as it stands in a file of the source: without its end, and where it begins."""
+
+    file: str
+    offset: int
+    line: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Lines that were destroyed before they could be read; ``first`` and ``last`` are offsets, as far as known."""
+
+    file: str
+    why: str
+    first: int | None = None
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """How many lines and gaps were new, and how many were known already."""
+
+    taken: int
+    known: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """Whose a line is. ``name`` is the identity's, as it is stored; ``database`` the level's own, where it has one."""
+
+    request_id: str
+    name: str
+    actor: Actor
+    ended_at: datetime | None
+    database: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A raw line with what it says; ``lines`` is None when it cannot be read."""
+
+    raw: Raw
+    key: bytes
+    lines: tuple[Line, ...] | None
+
+
+@dataclass(slots=True)
+class _Told:
+    """A line that is somebody's, ready to be an entry. ``draft`` is None for one that only counts."""
+
+    read: _Read
+    line: Line
+    owner: _Owner | None
+    draft: Draft | None
+    whole: bytes | None = None  # the text, redacted, when the entry holds only its beginning
+
+
+class Recorder:
+    """Takes in what the sources send. Safe to share by threads, and by several bots on one database."""
+
+    def __init__(self, database: Database, policy: Callable[[], Policy]) -> None:
+        self.database = database
+        self._policy = policy
+
+    def take(self, source: str, lines: Sequence[Raw | Gap], now: datetime) -> Taken:
+        """Record what is ours of a batch, in its order. Nothing in it may be lost afterwards: it is on the disk.
+
+        Raises :class:`Invalid` for a source that the policy does not name, :class:`Unavailable` when the database does
+        not answer: then a part of the batch may be recorded already, and the same batch is to be sent again.
+        """
+        policy = self._policy()
+        rules = policy.captures.get(source)
+        if rules is None:
+            raise Invalid("The policy names no such source of commands.", code="unknown_source")
+        known = 0
+        for at in range(0, max(len(lines), 1), _AT_ONCE):
+            known += self._take(policy, rules, lines[at : at + _AT_ONCE], now)
+        return Taken(len(lines) - known, known)
+
+    def _take(self, policy: Policy, rules: SourceRules, portion: Sequence[Raw | Gap], now: datetime) -> int:
+        """Record a portion; return how many of it were known."""
+        capture = CAPTURES[rules.kind]
+        gaps = {_key(rules.name, gap.file, f"{gap.first} {gap.last}", gap.why.encode()): gap for gap in _gaps(portion)}
+        reads: dict[bytes, _Read] = {}
+        for raw in portion:
+            if isinstance(raw, Raw):
+                key = _key(rules.name, raw.file, str(raw.offset), raw.line)
+                reads.setdefault(key, _Read(raw, key, _lines(capture, raw)))
+        # A line about nobody needs no further look.
+        telling = {key: read for key, read in reads.items() if read.lines is None or read.lines}
+        with database_errors(), self.database.read() as session:
+            heard = session.get(CaptureSource, rules.name)
+            known = _known(session, (*telling, *gaps))
+            owners = _Owners(session, policy, (line for read in telling.values() for line in read.lines or ()))
+        fresh = [read for key, read in telling.items() if key not in known]
+        told = [one for read in fresh for one in _tell(rules, capture, read, owners)]
+        unread = [read for read in fresh if read.lines is None]
+        ours = {one.read.key for one in told} | {read.key for read in unread}
+        gaps = {key: gap for key, gap in gaps.items() if key not in known}
+        doubled = len(portion) - len(reads) - len(gaps)
+        is_fresh = heard is not None and heard.seen_at is not None and now - heard.seen_at < _HEARTBEAT
+        if ours or gaps or not is_fresh or (heard is not None and heard.down_since is not None):
+            with database_errors(), self.database.write() as session:
+                batch = _Batch(session, rules, now)
+                batch.hear()
+                # Another bot may have been quicker, with the same lines.
+                raced = _known(session, (*ours, *gaps))
+                batch.record([one for one in told if one.read.key not in raced])
+                batch.record_unreadable([read for read in unread if read.key not in raced])
+                batch.record_gaps({key: gap for key, gap in gaps.items() if key not in raced})
+                known |= raced
+        return doubled + sum(key in known for key in reads)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def _gaps(portion: Iterable[Raw | Gap]) -> Iterator[Gap]:
+    return (one for one in portion if isinstance(one, Gap))
+
+
+def _key(source: str, file: str, place: str, line: bytes) -> bytes:
+    # Lengths first, or a file's name could end like another one's place begins.
+    head = json.dumps([source, file, place]).encode()
+    return hashlib.sha256(b"%d:%b%b" % (len(head), head, line)).digest()
+
+
+def _lines(capture: Capture, raw: Raw) -> tuple[Line, ...] | None:
+    try:
+        return capture.read(raw.line)
+    except Unreadable:
+        return None
+    except Exception:
+        # Attack: a line that a reader stumbles over would stop the source, for it is sent again until it is taken.
+        log.exception("a line of a source could not be read: %s at %d", raw.file, raw.offset)
+        return None
+
+
+def _known(session: Session, keys: Sequence[bytes]) -> set[bytes]:
+    if not keys:
+        return set()
+    return set(session.exec(select(CaptureLine.key).where(col(CaptureLine.key).in_(keys))))
+
+
+class _Owners:
+    """Whose the lines of a portion are, as the grants on record say."""
+
+    def __init__(self, session: Session, policy: Policy, lines: Iterable[Line]) -> None:
+        names: set[str] = set()
+        requests: set[str] = set()
+        calls: list[Line] = []
+        for line in lines:
+            names.add(line.identity)
+            requests |= {name for name in (_marked(line.identity), line.request) if name and _REQUEST.fullmatch(name)}
+            if line.kind is Kind.CALL:
+                calls.append(line)
+        self._grants: list[tuple[Grant, str, str]] = []
+        # PostgreSQL takes no NUL in a text, and no grant has one.
+        asked = [name for name in names if name and "\x00" not in name]
+        if asked or requests:
+            query = (
+                select(Grant, Request.team, Request.requester)
+                .join(Request, col(Request.id) == Grant.request_id)
+                .where(
+                    or_(
+                        col(Grant.identity).in_(asked),
+                        col(Grant.accessor).in_(asked),
+                        col(Grant.request_id).in_(sorted(requests)),
+                    )
+                )
+                .order_by(col(Grant.id))
+            )
+            self._grants = list(session.exec(query))
+        self._making = _making(policy) if calls else frozenset()
+        self._trials = _trials(session, [line for line in calls if line.request is not None])
+
+    def of(self, line: Line) -> _Owner | None:
+        """Return whose a line is; None: nobody's that is known."""
+        found = [row for row in self._grants if line.identity in (row[0].identity, row[0].accessor)]
+        if not found and (mark := _marked(line.identity)) is not None:
+            # Its name is not on record: the bot died after it was made, or Vault handed it out unseen.
+            found = [row for row in self._grants if _is_unnamed(row[0], mark)]
+        if not found:
+            return None
+        grant, team, requester = next((row for row in reversed(found) if _is_within(row[0], line.at)), found[-1])
+        if isinstance(ENGINES[grant.engine], Exclusive) and not _is_within(grant, line.at):
+            return None  # an account that exists: outside of the grants nobody has it
+        if line.request is not None and line.request != grant.request_id:
+            return None  # it says itself that it is another one's
+        # An accessor, by which a token can be ended, is not stored in clear.
+        name = line.identity if line.identity != grant.accessor else grant.identity
+        return _Owner(
+            grant.request_id,
+            name or f"{grant.request_id}-{grant.number}".lower(),
+            Actor(team, requester),
+            grant.ended_at,
+            grant.options.get("database"),
+        )
+
+    def is_stranger(self, line: Line) -> bool:
+        """Whether a line that is nobody's must not be there."""
+        if line.kind is Kind.NOTE:
+            return False  # nobody got in
+        if _marked(line.identity) is not None:
+            return True
+        if line.request is not None and _REQUEST.fullmatch(line.request):
+            # What is being opened right now has a token, and its accessor is about to be put on record.
+            return not any(row[0].request_id == line.request and _is_opening(row[0]) for row in self._grants)
+        if line.kind is Kind.CALL and line.text.partition(" ")[2].strip("/") in self._making:
+            return line.request not in self._trials
+        return any(row[0].identity == line.identity for row in self._grants)
+
+
+def _making(policy: Policy) -> frozenset[str]:
+    """Return the paths of Vault where a level's credential, or the token for it, is made."""
+    settings = [level.settings for account in policy.accounts.values() for level in account.levels.values()]
+    paths = [ENGINES[one.engine].path(one.options).strip("/") for one in settings]
+    return frozenset((*paths, *(f"auth/token/create/{one.token_role}" for one in settings)))
+
+
+def _trials(session: Session, calls: Sequence[Line]) -> frozenset[str]:
+    """Return the names of the trials of a level (``trial.py``) that were on around these calls."""
+    if not calls:
+        return frozenset()
+    first, last = min(line.at for line in calls), max(line.at for line in calls)
+    query = select(Entry.body).where(
+        Entry.event == TRY, col(Entry.at) >= first - 2 * LIFE, col(Entry.at) <= last + OTHER_CLOCK
+    )
+    return frozenset(str(parse(body).data.get("name")) for body in session.exec(query) if body is not None)
+
+
+def _is_unnamed(grant: Grant, request_id: str) -> bool:
+    return grant.request_id == request_id and grant.identity is None and grant.accessor is not None
+
+
+def _is_opening(grant: Grant) -> bool:
+    return grant.accessor is None and grant.ended_at is None
+
+
+def _marked(identity: str) -> str | None:
+    """Return the request that a name is made after, if it is one of ours."""
+    match = _MARK.fullmatch(identity)
+    return f"BG-{match[1].upper()}" if match else None
+
+
+def _is_within(grant: Grant, at: datetime) -> bool:
+    begun = grant.accessor_at or grant.intended_at
+    return begun - OTHER_CLOCK <= at and (grant.ended_at is None or at <= grant.ended_at + OTHER_CLOCK)
+
+
+# --- telling -------------------------------------------------------------------------------------------------------
+
+
+def _tell(rules: SourceRules, capture: Capture, read: _Read, owners: _Owners) -> Iterator[_Told]:
+    """Give what is ours of a raw line."""
+    for line in read.lines or ():
+        owner = owners.of(line)
+        if owner is not None:
+            yield _told(rules, capture, read, line, owner)
+        elif owners.is_stranger(line):
+            yield _told(rules, capture, read, line, None)
+
+
+def _told(rules: SourceRules, capture: Capture, read: _Read, line: Line, owner: _Owner | None) -> _Told:
+    if line.kind in _COUNTED:
+        return _Told(read, line, owner, None)
+    clean = redact(line.text, line.argv)
+    judged = classify(line.kind, line.text, line.argv, _DIALECTS.get(rules.kind, "postgres"))
+    text, argv = _cut(clean.text, MOST_TEXT), _cut_argv(clean.argv)
+    whole = _encoded(clean.text) if len(text) < len(clean.text) or len(argv) < len(clean.argv) else None
+    data: dict[str, JSON] = {
+        "source": rules.name,
+        "kind": line.kind.value,
+        "trust": capture.trust.value,
+        "at": write_time(line.at),
+        "identity": _word(owner.name if owner else line.identity),
+        "session": _word(line.session),
+        "number": line.number,
+        "text": text,
+        "argv": list(argv) or None,
+        "database": _word(line.database),
+        "result": _word(line.result),
+        "rows": line.rows,
+        "redacted": clean.count or None,
+        "class": judged.cls.value,
+        "danger": judged.danger,
+        "line_hash": hashlib.sha256(read.raw.line).hexdigest(),
+        "position": _position(read.raw),
+        "payload": {"sha256": hashlib.sha256(whole).hexdigest(), "bytes": len(whole)} if whole is not None else None,
+    }
+    data = {name: value for name, value in data.items() if value is not None}
+    event = STOP if line.kind is Kind.STOPPED else RUN
+    draft = Draft(event, owner.actor, owner.request_id, data) if owner else Draft(STRANGER, SYSTEM, None, data)
+    return _Told(read, line, owner, draft, whole)
+
+
+def _word(name: str | None) -> str | None:
+    """Return a name of the target's as it may stand in a table and in an entry."""
+    if name is None:
+        return None
+    return name[:_MOST_WORD].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+
+
+def _position(raw: Raw) -> str:
+    return f"{_word(raw.file)}:{raw.offset}"
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "replace")  # half a surrogate pair has no UTF-8
+
+
+def _cut(text: str, most: int) -> str:
+    """Return the beginning of a text that takes at most ``most`` bytes where JSON writes it."""
+    if len(text) * 6 <= most:  # a control character takes six
+        return text
+    text = text[:most]
+    while (size := len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))) > most:
+        text = text[: min(len(text) - 1, len(text) * most // size)]
+    return text
+
+
+def _cut_argv(argv: Sequence[str]) -> tuple[str, ...]:
+    kept: list[str] = []
+    left = _MOST_ARGV
+    for word in argv:
+        left -= 6 * len(word) + 3
+        if left < 0:
+            break
+        kept.append(word)
+    return tuple(kept)
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+class _Batch:
+    """One portion, in its transaction."""
+
+    def __init__(self, session: Write, rules: SourceRules, now: datetime) -> None:
+        self._session = session
+        self._rules = rules
+        self._now = now
+
+    def hear(self) -> None:
+        """Note that the source was heard of; one that was down is up again."""
+        heard = self._session.get(CaptureSource, self._rules.name)
+        if heard is None:
+            heard = CaptureSource(name=self._rules.name, known_at=self._now)
+        if heard.seen_at is None or heard.seen_at < self._now:
+            heard.seen_at = self._now
+        since, heard.down_since = heard.down_since, None
+        self._session.add(heard)
+        if since is not None:
+            say_of_source(self._session, UP, self._rules.name, {"since": write_time(since)}, now=self._now)
+
+    def record(self, told: Sequence[_Told]) -> None:
+        """Append the entries of these lines, count them, and keep their keys."""
+        if not told:
+            return
+        ours = [(one, one.draft) for one in told if one.owner is not None and one.draft is not None]
+        alarms = self._alarms([one for one in told if one.owner is None])
+        entries = append_all(self._session, [*(draft for _, draft in ours), *alarms.values()], at=self._now)
+        touch(self._session, entries)
+        seqs: dict[bytes, int] = {}
+        for (one, _), entry in zip(ours, entries, strict=False):
+            seqs[one.read.key] = entry.seq
+            if one.whole is not None:
+                self._keep(one.whole, entry.seq)
+        said = dict(zip(alarms, (entry.seq for entry in entries[len(ours) :]), strict=True))
+        for one in told:
+            if one.owner is None:
+                seqs[one.read.key] = said[one.line.identity]
+        self._keep_keys({one.read.key: seqs.get(one.read.key) for one in told})
+        self._count_sessions([(one, one.owner) for one in told if one.owner is not None])
+        self._count_uses([(one, one.owner) for one in told if one.owner is not None])
+
+    def record_unreadable(self, reads: Sequence[_Read]) -> None:
+        """Say how many lines could not be read, and where the first one stands."""
+        if not reads:
+            return
+        first = reads[0].raw
+        data: dict[str, JSON] = {
+            "source": self._rules.name,
+            "count": len(reads),
+            "position": _position(first),
+            "line_hash": hashlib.sha256(first.line).hexdigest(),
+        }
+        (entry,) = append_all(self._session, [Draft(UNREADABLE, SYSTEM, None, data)], at=self._now)
+        self._keep_keys({read.key: entry.seq for read in reads})
+
+    def record_gaps(self, gaps: Mapping[bytes, Gap]) -> None:
+        """Say which lines were lost."""
+        for key, gap in gaps.items():
+            data: dict[str, JSON] = {"file": _word(gap.file), "why": _word(gap.why), "from": gap.first, "to": gap.last}
+            data = {name: value for name, value in data.items() if value is not None}
+            first, *_ = say_of_source(self._session, GAP, self._rules.name, data, now=self._now)
+            self._keep_keys({key: first.seq})
+
+    # Parts of it.
+
+    def _alarms(self, told: Sequence[_Told]) -> dict[str, Draft]:
+        """Give one alarm for each stranger, by its name: with what it did first, and how much it did."""
+        groups: dict[str, list[_Told]] = {}
+        for one in told:
+            groups.setdefault(one.line.identity, []).append(one)
+        drafts = {}
+        for identity, group in groups.items():
+            first = next((one for one in group if one.draft is not None), group[0])
+            data: dict[str, JSON] = (
+                dict(first.draft.data)
+                if first.draft is not None
+                else {
+                    "source": self._rules.name,
+                    "kind": first.line.kind.value,
+                    "at": write_time(first.line.at),
+                    "identity": _word(identity),
+                    "position": _position(first.read.raw),
+                    "line_hash": hashlib.sha256(first.read.raw.line).hexdigest(),
+                }
+            )
+            data["count"] = len(group)
+            data["text"] = _cut(str(data.get("text", "")), _MOST_ALARM)
+            data.pop("argv", None)
+            data.pop("payload", None)
+            key = (self._rules.name, "", _word(identity) or "")
+            if self._session.get(CaptureSession, key) is not None:
+                data["again"] = True
+            else:
+                self._session.add(_new_session(*key, None))
+            drafts[identity] = Draft(STRANGER, SYSTEM, None, data)
+        return drafts
+
+    def _keep(self, body: bytes, seq: int) -> None:
+        """Keep a text that is too long for its entry."""
+        name = hashlib.sha256(body).hexdigest()
+        kept = self._session.get(Payload, name)
+        if kept is None:
+            kept = Payload(sha256=name, body=body, last_seq=seq)
+        kept.last_seq = seq
+        self._session.add(kept)
+
+    def _keep_keys(self, keys: Mapping[bytes, int | None]) -> None:
+        place = "?" if self._session.kind == "sqlite" else "%s"
+        self._session.run_many(f"INSERT INTO capture_line (key, seq) VALUES ({place}, {place})", list(keys.items()))
+
+    def _count_sessions(self, told: Sequence[tuple[_Told, _Owner]]) -> None:
+        rows: dict[tuple[str, str], CaptureSession] = {}
+        actors: dict[tuple[str, str], Actor] = {}
+        for one, owner in told:
+            key = (_word(one.line.session) or "", _word(owner.name) or "")
+            row = rows.get(key)
+            if row is None:
+                found = self._session.get(CaptureSession, (self._rules.name, *key))
+                row = rows[key] = found or _new_session(self._rules.name, *key, owner.request_id)
+                row.told = False
+                actors[key] = owner.actor
+            _count(row, one.line)
+        self._session.add_all(rows.values())
+        self._session.flush()
+        ended = [(row, actors[key]) for key, row in rows.items() if row.closed_at is not None]
+        if ended:
+            close(self._session, ended, now=self._now)
+
+    def _count_uses(self, told: Sequence[tuple[_Told, _Owner]]) -> None:
+        uses: dict[str, CaptureUse] = {}
+        loud: dict[str, Actor] = {}
+        for one, owner in told:
+            line = one.line
+            use = uses.get(owner.request_id)
+            if use is None:
+                found = self._session.get(CaptureUse, (owner.request_id, self._rules.name))
+                use = uses[owner.request_id] = found or new_use(owner.request_id, self._rules.name, self._now)
+                use.touched_at, use.settled_at = self._now, None
+            if one.draft is not None and line.kind is not Kind.STOPPED:
+                use.commands += 1
+                use.first_at = min(use.first_at or line.at, line.at)
+                use.last_at = max(use.last_at or line.at, line.at)
+                if owner.ended_at is not None and line.at > owner.ended_at + OTHER_CLOCK:
+                    use.late += 1
+                    if use.late == 1:
+                        loud[owner.request_id] = owner.actor
+            use.stopped = use.stopped or line.kind is Kind.STOPPED
+            database = _word(line.database)
+            is_elsewhere = database and owner.database and database != owner.database
+            if is_elsewhere and database not in use.elsewhere and len(use.elsewhere) < _MOST_LISTED:
+                use.elsewhere = [*use.elsewhere, str(database)]
+                loud[owner.request_id] = owner.actor
+        self._session.add_all(uses.values())
+        self._session.flush()
+        for request_id, actor in loud.items():
+            tell_findings(self._session, uses[request_id], actor, now=self._now)
+
+
+def new_use(request_id: str, source: str, now: datetime) -> CaptureUse:
+    """Return the row of a request that a source is to record, or was found to have recorded."""
+    return CaptureUse(request_id=request_id, source=source, elsewhere=[], touched_at=now)
+
+
+def _new_session(source: str, session: str, identity: str, request_id: str | None) -> CaptureSession:
+    return CaptureSession(
+        source=source, session=session, identity=identity, request_id=request_id, missing=[], holes=[]
+    )
+
+
+def _count(row: CaptureSession, line: Line) -> None:
+    """Count a line into its session. Lines may come late, and in any order."""
+    if line.kind is Kind.OPENED:
+        row.opened_at = min(row.opened_at or line.at, line.at)
+        if line.number is not None:
+            # A session's count begins here, whatever was said of it before.
+            row.first_number, row.last_number = line.number, max(row.last_number or 0, line.number)
+            row.missing = [part for part in row.missing if part[0] > line.number]
+    elif line.kind is Kind.CLOSED:
+        row.closed_at = max(row.closed_at or line.at, line.at)
+    elif line.kind is Kind.HOLE:
+        hole = _word(line.text) or ""
+        if hole not in row.holes and len(row.holes) < _MOST_LISTED:
+            row.holes = [*row.holes, hole]
+    elif line.kind is Kind.STOPPED:
+        row.stopped = True
+    elif line.kind is not Kind.NOTE:
+        row.commands += 1
+        row.first_at = min(row.first_at or line.at, line.at)
+        row.last_at = max(row.last_at or line.at, line.at)
+    if line.number is not None:
+        _number(row, line.number)
+
+
+def _number(row: CaptureSession, number: int) -> None:
+    """Note a line's number: what was skipped is missing until it comes."""
+    if row.first_number is None or row.last_number is None:
+        row.first_number = row.last_number = number
+    elif number > row.last_number:
+        if number > row.last_number + 1 and len(row.missing) < _MOST_LISTED:
+            row.missing = [*row.missing, [row.last_number + 1, number - 1]]
+        row.last_number = number
+    elif number < row.first_number:
+        if row.opened_at is not None:
+            return
+        if number < row.first_number - 1 and len(row.missing) < _MOST_LISTED:
+            row.missing = [[number + 1, row.first_number - 1], *row.missing]
+        row.first_number = number
+    elif any(first <= number <= last for first, last in row.missing):
+        parts = []
+        for first, last in row.missing:
+            if not first <= number <= last:
+                parts.append([first, last])
+                continue
+            parts += [part for part in ([first, number - 1], [number + 1, last]) if part[0] <= part[1]]
+        row.missing = parts
