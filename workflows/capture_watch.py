@@ -81,6 +81,17 @@ def say_of_source(
     return entries
 
 
+def new_use(request_id: str, source: str, now: datetime) -> CaptureUse:
+    """Return the row of a request that a source is to record, or was found to have recorded."""
+    return CaptureUse(request_id=request_id, source=source, elsewhere=[], touched_at=now)
+
+
+def tell_down(session: Write, use: CaptureUse, since: datetime, *, now: datetime) -> None:
+    """Say of one request that nothing is heard of the source that is to record it."""
+    data = {"source": use.source, "since": write_time(since)}
+    touch(session, append_all(session, [Draft(DOWN, SYSTEM, use.request_id, data)], at=now))
+
+
 def touch(session: Write, entries: Iterable[Appended]) -> None:
     """Let the requests' rows know their newest entries: what followers compare with."""
     newest = {entry.request_id: entry.seq for entry in entries if entry.request_id is not None}

@@ -408,6 +408,7 @@ class Desk(Issuer):
                     raise Conflict(
                         f"The time of {row.id} is over. Ask again if you still need access.", code="too_late"
                     )
+                self.must_be_recorded(turn)
                 intent = Intent(row.id, len(grants) + 1, live.number if live else None, ttl)
                 if live is None:
                     self.must_be_alone(turn)

@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlmodel import col, select
 
 from storage.audit import parse
-from storage.models import Entry, Grant, Request, State
+from storage.models import CaptureUse, Entry, Grant, Request, State
+from workflows.capture_rules import Need
+from workflows.capture_watch import new_use, silent_since, tell_down
 from workflows.control_group import Keys, Question
 from workflows.delivery import CERTAIN_FOR, LOOK_EVERY, OPEN_WITHIN, WRAP_TTL, Delivery, Parcel
 from workflows.engines import ENGINES, Credential, Wish
@@ -157,6 +159,7 @@ class Issuer(Holding):
                 grant = _intended(turn, intent)
                 grant.lease_id, grant.identity = credential.lease_id, credential.username
                 _issued(turn, grant, turn.row.expires_at or ends, authorised_by)
+                self._recorded(turn, grant)
         except BreakGlassError as error:
             self._undo(intent, child, error, now)
             raise
@@ -179,6 +182,7 @@ class Issuer(Holding):
                     grant.open_until = now + OPEN_WITHIN
                     ends_at = turn.row.expires_at or now + intent.ttl
                     _issued(turn, grant, ends_at)
+                    self._recorded(turn, grant)
             except BreakGlassError:
                 self.vault.revoke_accessor(wrapped.accessor)
                 raise
@@ -358,7 +362,8 @@ class Issuer(Holding):
 
     def new_grant(self, row: Request, number: int, now: datetime) -> Grant:
         """Return the row of a credential that is about to be made."""
-        settings = self._level(row).settings
+        level = self._level(row)
+        settings = level.settings
         engine = ENGINES[settings.engine]
         return Grant(
             request_id=row.id,
@@ -368,6 +373,7 @@ class Issuer(Holding):
             lease_prefix=engine.lease_prefix(settings.options),
             options=dict(settings.options),
             intended_at=now,
+            capture_source=level.capture_source,
         )
 
     def must_be_alone(self, turn: Turn) -> None:
@@ -390,6 +396,33 @@ class Issuer(Holding):
                     f"again when {grant.request_id} has ended.",
                     code="in_use",
                 )
+
+    def must_be_recorded(self, turn: Turn) -> None:
+        """Refuse a credential of a level that demands a record while nothing is heard of the source that keeps it."""
+        level = self._level(turn.row)
+        source = self.policy.captures.get(level.capture_source or "")
+        if source is None or level.capture is not Need.REQUIRED:
+            return
+        if silent_since(turn.session, source, turn.now) is not None:
+            raise Conflict(
+                f"What is done with this access must be recorded, and nothing is heard of {source.name}, which would "
+                "record it. No credential was made. Have that mended, then press the button again.",
+                code="not_recorded",
+            )
+
+    def _recorded(self, turn: Turn, grant: Grant) -> None:
+        """From the issue on a source is expected to record it; if nothing is heard of it, say so."""
+        source = self.policy.captures.get(grant.capture_source or "")
+        if source is None:
+            return
+        use = turn.session.get(CaptureUse, (grant.request_id, source.name))
+        since = silent_since(turn.session, source, turn.now)
+        if use is None:
+            use = new_use(grant.request_id, source.name, turn.now)
+        use.blind = use.blind or since is not None
+        turn.session.add(use)
+        if since is not None:
+            tell_down(turn.session, use, since, now=turn.now)
 
     def _level(self, row: Request) -> Level:
         account = self.policy.accounts.get(row.account)
@@ -520,6 +553,7 @@ def _issued(turn: Turn, grant: Grant, expires: datetime, authorised_by: list[str
         authorised_by=authorised_by,
         delivery=grant.delivery,
         open_until=grant.open_until,
+        capture_source=grant.capture_source,
         wrapping_accessor_sha256=_sha256(grant.wrap_accessor) if grant.wrap_accessor else None,
     )
     turn.move(

@@ -27,11 +27,10 @@ from sqlmodel import col, or_, select
 
 from storage.audit import SYSTEM, Actor, Draft, append_all, parse, write_time
 from storage.models import CaptureLine, CaptureSession, CaptureSource, CaptureUse, Entry, Grant, Payload, Request
-from workflows.capture_watch import GAP, UP, close, say_of_source, tell_findings, touch
+from workflows.capture_watch import GAP, UP, close, new_use, say_of_source, tell_findings, touch
 from workflows.captures import CAPTURES
-from workflows.captures.classify import classify
-from workflows.captures.redaction import redact
 from workflows.captures.seam import Kind, Line, Unreadable
+from workflows.captures.wording import classify, redact
 from workflows.door import database_errors
 from workflows.engines import ENGINES
 from workflows.engines.seam import Exclusive
@@ -342,8 +341,9 @@ def _told(rules: SourceRules, capture: Capture, read: _Read, line: Line, owner: 
         return _Told(read, line, owner, None)
     clean = redact(line.text, line.argv)
     judged = classify(line.kind, line.text, line.argv, _DIALECTS.get(rules.kind, "postgres"))
-    text, argv = _cut(clean.text, MOST_TEXT), _cut_argv(clean.argv)
-    whole = _encoded(clean.text) if len(text) < len(clean.text) or len(argv) < len(clean.argv) else None
+    whole_text = _storable(clean.text)
+    text, argv = _cut(whole_text, MOST_TEXT), _cut_argv(clean.argv)
+    whole = whole_text.encode() if len(text) < len(whole_text) or len(argv) < len(clean.argv) else None
     data: dict[str, JSON] = {
         "source": rules.name,
         "kind": line.kind.value,
@@ -374,15 +374,16 @@ def _word(name: str | None) -> str | None:
     """Return a name of the target's as it may stand in a table and in an entry."""
     if name is None:
         return None
-    return name[:_MOST_WORD].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+    return _storable(name[:_MOST_WORD]).replace("\x00", "\ufffd")
 
 
 def _position(raw: Raw) -> str:
     return f"{_word(raw.file)}:{raw.offset}"
 
 
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "replace")  # half a surrogate pair has no UTF-8
+def _storable(text: str) -> str:
+    """Return a text that has a UTF-8: half a surrogate pair has none."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _cut(text: str, most: int) -> str:
@@ -398,7 +399,7 @@ def _cut(text: str, most: int) -> str:
 def _cut_argv(argv: Sequence[str]) -> tuple[str, ...]:
     kept: list[str] = []
     left = _MOST_ARGV
-    for word in argv:
+    for word in map(_storable, argv):
         left -= 6 * len(word) + 3
         if left < 0:
             break
@@ -565,11 +566,6 @@ class _Batch:
         self._session.flush()
         for request_id, actor in loud.items():
             tell_findings(self._session, uses[request_id], actor, now=self._now)
-
-
-def new_use(request_id: str, source: str, now: datetime) -> CaptureUse:
-    """Return the row of a request that a source is to record, or was found to have recorded."""
-    return CaptureUse(request_id=request_id, source=source, elsewhere=[], touched_at=now)
 
 
 def _new_session(source: str, session: str, identity: str, request_id: str | None) -> CaptureSession:
