@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sqlmodel import col, select
 
 from storage.models import Request
+from workflows import capture_watch
 from workflows.errors import BreakGlassError
 
 if TYPE_CHECKING:
@@ -37,7 +38,15 @@ def tick(desk: Desk, *, now: datetime) -> int:
     if due:
         with ThreadPoolExecutor(max_workers=min(_AT_ONCE, len(due)), thread_name_prefix="sweep") as pool:
             list(pool.map(lambda request_id: _one(desk, request_id, now), due))
+    _captures(desk, now)
     return len(due)
+
+
+def _captures(desk: Desk, now: datetime) -> None:
+    try:
+        capture_watch.tick(desk.database, desk.policy.captures, now=now)
+    except BreakGlassError as error:
+        log.warning("the sources of commands were not looked at this time: %s", error.sentence)
 
 
 def _one(desk: Desk, request_id: str, now: datetime) -> None:
