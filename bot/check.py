@@ -25,6 +25,7 @@ from storage.audit import SYSTEM
 from storage.checkpoint import verify
 from storage.database import Database, DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, Notary, NotReadable, build_copies, lags
+from storage.followers.runner import last_answered, newest_size
 from storage.heads import Rewritten
 from storage.signers import SignerDown
 from workflows import policy as rules
@@ -138,7 +139,8 @@ def _copies(settings: Settings, policy: Policy) -> Iterator[Finding]:
     now = datetime.now(UTC)
     try:
         copies = build_copies(policy.log, settings.environment)
-        standing = lags(Database(settings.database_url), names, notaries=notaries, now=now)
+        database = Database(settings.database_url)
+        standing = lags(database, names, notaries=notaries, now=now)
     except (DatabaseDown, CopyTrouble) as error:
         yield from (Finding(False, f"Copies: {line}") for line in str(error).splitlines())
         return
@@ -147,7 +149,7 @@ def _copies(settings: Settings, policy: Policy) -> Iterator[Finding]:
         lacks = "1 entry" if one.entries == 1 else f"{one.entries} entries"
         behind = f"{lacks} behind, the oldest for {say_duration(timedelta(seconds=one.seconds))}"
         sentence = f"Copy {one.name}{required}: {behind if one.entries else 'it has everything'}"
-        trouble = _trouble(copies[one.name])
+        said, trouble = _ask(database, one.name, copies[one.name], now)
         if trouble is not None:
             yield Finding(False, f"{sentence}. {trouble}")
         elif one.failures:
@@ -155,20 +157,21 @@ def _copies(settings: Settings, policy: Policy) -> Iterator[Finding]:
             yield Finding(False, f"{sentence}; {tries}: see the bot's log file.")
         else:
             is_late = one.is_alarmed or timedelta(seconds=one.seconds) >= policy.log.alarm_after
-            yield Finding(not is_late, f"{sentence}{'; does a bot run?' if is_late else ''}.")
+            yield Finding(not is_late, f"{sentence}{'; does a bot run?' if is_late else ''}.{said}")
 
 
-def _trouble(copy: Copy | Notary) -> str | None:
-    """Ask the place where its copy ends; None when it answers, or is of a kind that cannot be asked."""
-    if isinstance(copy, Notary):
-        return None
+def _ask(database: Database, name: str, copy: Copy | Notary, now: datetime) -> tuple[str, str | None]:
+    """Ask the place now; returns what it said beyond that it is well (or nothing), and what is wrong with it."""
     try:
+        if isinstance(copy, Notary):
+            head, is_known = last_answered(database, name)
+            return f" {copy.ask(head, is_known=is_known, newest=lambda: newest_size(database), now=now)}", None
         copy.position()
     except NotReadable:
-        return None
-    except CopyTrouble as trouble:
-        return str(trouble)
-    return None
+        return " A place of its kind cannot be asked what it has.", None
+    except (CopyTrouble, DatabaseDown) as trouble:
+        return "", str(trouble)
+    return "", None
 
 
 def _slack(settings: Settings, policy: Policy | None) -> Iterator[Finding]:

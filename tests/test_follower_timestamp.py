@@ -274,6 +274,19 @@ def test_only_a_hash_leaves(stamping, authority):
     assert len(query) < 100
 
 
+def test_asked_by_the_check_it_shows_that_its_certificate_is_the_right_one(stamping, authority, tmp_path):
+    """A stamp is asked for, with a head or without one, and verified; where it leads elsewhere, that is said."""
+    for note in (NOTE, None):
+        said = built(stamping.port, authority.file).ask(note, is_known=False, newest=lambda: 3, now=NOW)
+        assert re.fullmatch(r"It stamps, .* ends on [0-9-]{10}\.", said)
+    other = Authority(tmp_path, "other authority")
+    with pytest.raises(CopyTrouble, match="does not verify"):
+        built(stamping.port, other.file).ask(NOTE, is_known=True, newest=lambda: 3, now=NOW)
+    stamping.stop()
+    with pytest.raises(CopyTrouble, match="nothing listens"):
+        built(stamping.port, authority.file).ask(None, is_known=False, newest=lambda: 0, now=NOW)
+
+
 # ---------------------------------------------------------------------------------------------- refusals
 
 

@@ -335,6 +335,55 @@ def test_a_full_disk_here_once_it_was_cosigned_stores_the_cosignature_later(peer
         assert anchored(log, peer.key) == [3, 5]
 
 
+# ---------------------------------------------------------------------------------------------- asked by the check
+
+
+def ask(witness: Witness, count: int | None, *, is_known: bool = True, newest: int = 9, words: str = "") -> str:
+    """Ask it, showing it the head over ``count`` entries."""
+    note = None if count is None else note_of(LOG, items(0, count, words))
+    return witness.ask(note, is_known=is_known, newest=lambda: newest, now=NOW)
+
+
+def test_asked_with_a_head_that_it_knows_it_shows_its_key_and_moves_nothing(peer):
+    """The same head is cosigned once more; another key than the policy's, or a key that is not the log's, is said."""
+    anchor(witness_at(peer), 5, 0)
+    assert ask(witness_at(peer), 5) == "It cosigns, with the key that the policy names."
+    assert peer.seen()[ORIGIN]["size"] == 5
+    other = Key("witness.example.com/w1", Algorithm.COSIGNATURE)
+    with pytest.raises(CopyTrouble, match="another key than the policy names"):
+        ask(Witness("notary", f"http://{HOST}:{peer.port}/w1/", other.key), 5)
+    peer.logs = {ORIGIN: Key()}
+    with pytest.raises(CopyTrouble, match="does not know the log's key"):
+        ask(witness_at(peer), 5)
+    peer.logs = {}
+    with pytest.raises(CopyTrouble, match="does not know this log"):
+        ask(witness_at(peer), 5)
+
+
+def test_asked_before_it_has_cosigned_anything_it_says_that_it_knows_the_log(peer):
+    """A head that it has not seen is not brought to it by asking, and without a head it says only that it is up."""
+    assert "knows the log, with 0 entries" in ask(witness_at(peer), 5, is_known=False)
+    assert peer.seen() == {}
+    assert ask(witness_at(peer), None, is_known=False).startswith("It answers; ")
+    peer.stop()
+    for count in (5, None):
+        with pytest.raises(CopyTrouble, match="nothing listens"):
+            ask(witness_at(peer), count, is_known=False)
+
+
+def test_asked_it_says_what_does_not_fit_what_it_has_seen(peer):
+    """A later head of ours is no alarm; a longer log than ours, another one, or a witness that forgot, is said."""
+    anchor(witness_at(peer), 7, 0)
+    assert "knows the log, with 7 entries" in ask(witness_at(peer), 5)
+    with pytest.raises(CopyTrouble, match=r"ALARM.*with 7 entries, and now it has 6"):
+        ask(witness_at(peer), 5, newest=6)
+    with pytest.raises(CopyTrouble, match=r"ALARM.*another log of 7 entries"):
+        ask(witness_at(peer), 7, words="rewritten")
+    with pytest.raises(CopyTrouble, match="with 8 entries and knows of 7 only"):
+        ask(witness_at(peer), 8)
+    assert peer.seen()[ORIGIN]["size"] == 7
+
+
 # ---------------------------------------------------------------------------------------------- alarms
 
 

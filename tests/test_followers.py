@@ -102,6 +102,10 @@ class Witness:
         self.roots.append((size, root))
         return b"seen " + head
 
+    def ask(self, head: bytes | None, *, is_known: bool, newest: Callable[[], int], now: datetime) -> str:
+        """Say that it is up."""
+        raise NotImplementedError
+
 
 @dataclass
 class Outside:

@@ -7,13 +7,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from outside import HOST, Authority, Key
+from sqlmodel import select
+from test_follower_timestamp import Stamping
+from test_follower_witness import Peer
 
 from bot import check, cli
 from bot.settings import Settings
 from storage import audit, checkpoint, heads
 from storage.database import Database
+from storage.followers import CopyRunner, build_copies
 from storage.heads import HeadKeeper
-from storage.models import SignedHead
+from storage.models import Anchor, SignedHead
 from storage.signers import FileKeyring, new_key_file
 from workflows import policy as rules
 
@@ -139,15 +144,20 @@ def test_a_key_file_that_others_can_read_is_not_used(log, tmp_path, capsys):
 # --- what breakglass check says ------------------------------------------------------------------------------------
 
 
-def said(tmp_path: Path, *, later: timedelta = timedelta(0)) -> tuple[bool, str]:
-    """What the check says of the heads: whether all is fine, and all sentences."""
-    settings = Settings(
+def settings_in(tmp_path: Path) -> Settings:
+    """The settings of a bot whose policy and database are there."""
+    return Settings(
         slack_bot_token="",
         slack_app_token="",
         vault_address="",
         policy_file=tmp_path / "policy.yml",
         database_url=f"sqlite:///{tmp_path / 'log.db'}",
     )
+
+
+def said(tmp_path: Path, *, later: timedelta = timedelta(0)) -> tuple[bool, str]:
+    """What the check says of the heads: whether all is fine, and all sentences."""
+    settings = settings_in(tmp_path)
     found = list(check._heads(settings, rules.load(settings.policy_file), now=datetime.now(UTC) + later))
     return all(finding.is_fine for finding in found), " ".join(finding.sentence for finding in found)
 
@@ -198,3 +208,47 @@ def test_the_check_says_that_a_log_without_the_section_is_not_signed(log, tmp_pa
     policy = tmp_path / "policy.yml"
     policy.write_text(re.sub(r"(?m)^log:\n(  .*\n)+", "", policy.read_text(encoding="utf-8")), encoding="utf-8")
     assert said(tmp_path) == (True, "Log: the policy has no section “log”, so its heads are not signed.")
+
+
+def test_the_check_asks_witness_and_time_stamp_authority(log, tmp_path):
+    """Both are asked now: what is well, what has another key or certificate, and what does not answer, is said."""
+    authority = Authority(tmp_path)
+    signer = FileKeyring(ORIGIN, tmp_path / "log.key").signers()[0]
+    with Peer(tmp_path / "seen.json", {ORIGIN: signer}) as peer, Stamping(tmp_path, authority) as stamping:
+        policy = (tmp_path / "policy.yml").read_text(encoding="utf-8")
+
+        def asked(*, vkey: object = peer.key.key, ca_file: Path = authority.file) -> list[tuple[bool, str]]:
+            copies = (
+                f"    notary: {{kind: witness, url: 'http://{HOST}:{peer.port}/w1', vkey: {vkey}}}\n"
+                f"    clock: {{kind: timestamp, url: 'http://{HOST}:{stamping.port}/', ca_file: {ca_file}}}\n"
+            )
+            text = re.sub(r"(?m)^    archive: .*\n", copies, policy)
+            (tmp_path / "policy.yml").write_text(text, encoding="utf-8")
+            settings = settings_in(tmp_path)
+            found = check._copies(settings, rules.load(settings.policy_file))
+            return [(finding.is_fine, finding.sentence) for finding in found]
+
+        witness, clock = asked()
+        assert witness[0]
+        assert witness[1].startswith("Copy notary: it has everything. It answers; whether it knows the log")
+        assert clock[0]
+        assert clock[1].startswith("Copy clock: it has everything. It stamps, under the certificates")
+        sign(log, tmp_path)
+        assert "knows the log, with 0 entries" in asked()[0][1]
+        settings = settings_in(tmp_path)
+        copies = build_copies(rules.load(settings.policy_file).log, {})
+        runner = CopyRunner(log, copies, now=lambda: datetime.now(UTC))
+        assert runner.work("notary")
+        assert asked()[0] == (True, "Copy notary: it has everything. It cosigns, with the key that the policy names.")
+        other = Key(peer.key.name, peer.key.algorithm)
+        witness, clock = asked(vkey=other.key, ca_file=Authority(tmp_path, "other authority").file)
+        assert not witness[0]
+        assert "another key than the policy names" in witness[1]
+        assert not clock[0]
+        assert "does not verify" in clock[1]
+        with log.read() as session:
+            assert len(session.exec(select(Anchor)).all()) == 1  # asking stores nothing
+        peer.stop()
+        stamping.stop()
+        assert [finding[0] for finding in asked()] == [False, False]
+        assert all("nothing listens" in finding[1] for finding in asked())

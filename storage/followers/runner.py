@@ -59,6 +59,7 @@ _WARM_UP: Final = timedelta(seconds=30)
 _STOP_SECONDS: Final = 10.0
 _E: Final[Any] = Entry  # columns, in queries: SQLModel types them as the values
 _H: Final[Any] = SignedHead
+_A: Final[Any] = Anchor
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,6 +457,26 @@ def lags(
                 )
             )
     return tuple(found)
+
+
+def last_answered(database: Database, name: str) -> tuple[bytes | None, bool]:
+    """Return the newest head that a notary has answered for, and True; else the newest head, if any, and False.
+
+    Heartbeats are left out: a strict witness refuses them.
+    """
+    anchored = select(_H.note).join(Anchor, _A.head_id == _H.id).where(_A.follower == name)
+    with database.read() as session:
+        for query, is_known in ((anchored, True), (select(_H.note), False)):
+            found = session.execute(query.where(_H.reason != "heartbeat").order_by(_H.id.desc()).limit(1)).scalar()
+            if found is not None:
+                return bytes(found), is_known
+    return None, False
+
+
+def newest_size(database: Database) -> int:
+    """Return how many entries the newest signed head is over; 0 when there is none."""
+    with database.read() as session:
+        return int(session.execute(select(func.max(_H.size))).scalar() or 0)
 
 
 def reset(session: Write, name: str) -> int:

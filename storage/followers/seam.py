@@ -110,6 +110,14 @@ class Notary(Protocol):
         ``consistency(old_size)`` gives the RFC 6962 proof from that size to the head's. Raises :class:`CopyTrouble`.
         """
 
+    def ask(self, head: SignedNote | None, *, is_known: bool, newest: Callable[[], int], now: datetime) -> str:
+        """Ask whether it is up and is the one that the policy names, and return what it said, in a sentence.
+
+        ``head``: the newest that it has answered for (``is_known``), else any signed one; None: none is signed yet.
+        ``newest()`` is the size of the newest signed head by then. Nothing of the log moves on there. Raises
+        :class:`CopyTrouble`.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

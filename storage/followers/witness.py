@@ -77,15 +77,48 @@ class Witness:
                 raise self._refused(answer)
             seen = self._seen(answer)
             if seen > size:
-                raise CopyTrouble(
-                    f"ALARM: the witness {self.name} has seen the log with {seen} entries, and now it has {size}. "
-                    "It was restored from an older backup, or entries were removed. "
-                    "Do not repair it before somebody looked."
-                )
+                raise self._went_back(seen, size)
             if seen == old:
                 raise self._forked(size)
             old = seen
         raise CopyTrouble(f"The witness {self.name} is being brought other heads at the same time; it is tried again.")
+
+    def ask(
+        self,
+        head: SignedNote | None,
+        *,
+        is_known: bool,
+        newest: Callable[[], int],
+        now: datetime,  # noqa: ARG002
+    ) -> str:
+        """Have a head that it has seen cosigned once more; see :class:`storage.followers.seam.Notary`.
+
+        A head that it has not seen is shown as if it had: it refuses that with the size that it has seen (409).
+        """
+        if head is None:
+            answer = self._web.post(b"", {"Content-Type": "application/octet-stream"})
+            if answer.status not in {200, 400}:  # a request that says nothing is a bad one
+                raise self._refused(answer)
+            return "It answers; whether it knows the log, and its key, shows once a head is signed."
+        size = parse(head).checkpoint.size
+        answer = self._ask(head, size, ())
+        if answer.status == 200:
+            self._checked(head, answer.body)
+            return "It cosigns, with the key that the policy names."
+        if answer.status != 409:
+            raise self._refused(answer)
+        seen = self._seen(answer)
+        if seen == size:
+            raise self._forked(size)
+        if seen > (there := newest()):
+            raise self._went_back(seen, there)
+        if seen < size and is_known:
+            raise CopyTrouble(
+                f"The witness {self.name} has cosigned the log with {size} entries and knows of {seen} only: it was "
+                "restored from a backup, or another one answers there. What it forgot it cannot witness: ask whoever "
+                "runs it."
+            )
+        return f"It answers and knows the log, with {seen} entries; its key shows when it cosigns the next head."
 
     def _ask(self, head: SignedNote, old: int, proof: Sequence[bytes]) -> Answer:
         if len(proof) > _MOST_PROOF_LINES:
@@ -141,6 +174,13 @@ class Witness:
                 "It was rewritten, or the database was restored. Do not repair it before somebody looked."
             )
         return self._web.refused(answer)
+
+    def _went_back(self, seen: int, size: int) -> CopyTrouble:
+        return CopyTrouble(
+            f"ALARM: the witness {self.name} has seen the log with {seen} entries, and now it has {size}. "
+            "It was restored from an older backup, or entries were removed. "
+            "Do not repair it before somebody looked."
+        )
 
     def _forked(self, size: int) -> CopyTrouble:
         return CopyTrouble(
