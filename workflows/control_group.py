@@ -28,6 +28,7 @@ from workflows.errors import Conflict, NotAllowed, Unavailable, VaultRefused
 from workflows.lifecycle import Action, now_is
 from workflows.policy import say_duration
 from workflows.vault import Vault
+from workflows.vault_answers import must
 from workflows.vault_plan import USES
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class Custodian(Vault):
         answer = self._send("", "post", f"auth/{mount}/login/{user}", {"password": password})
         if answer.status in {400, 401, 403, 404}:
             raise NotAllowed(f"Vault does not let {user!r} in ({method}): look at name, password and mount.")
-        self._must(answer, "log in", quiet=True)
+        must(answer, "log in", quiet=True)
         auth = answer.body.get("auth")
         if not isinstance(auth, dict) or not auth.get("client_token"):
             raise Unavailable("Vault's answer to the login has no token in it: a second factor cannot be given here.")
@@ -305,7 +306,7 @@ class Custodian(Vault):
         answer = self._own("post", "sys/control-group/authorize", {"accessor": accessor})
         if "already authorized" in answer.words:
             raise Conflict("You have authorised this before; it counts once.", code="doubled")
-        self._must(answer, "authorise it")
+        must(answer, "authorise it")
         state = authorisations(self, accessor)
         # Vault takes the word of somebody outside the group, says nothing, and does not count it.
         if own not in state.counted(""):

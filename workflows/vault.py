@@ -7,8 +7,7 @@ Rules
 * A lease is a child of the token that read it and dies with it. So a grant is one orphan child token, which alone reads
   its credential; its accessor is the kill switch, and the bot's own token is never the parent of a grant.
 * Two kinds of failure leave this file: :class:`Unavailable` (sealed, unreachable, overloaded, time-out, an internal
-  error: try again) and :class:`VaultRefused` (a lasting no). What Vault did not clearly say counts as not said:
-  only the sentence "no such accessor" means that a token is gone.
+  error: try again) and :class:`VaultRefused` (a lasting no). What an answer means stands in ``vault_answers.py``.
 * No error carries a token, a secret or an exception of hvac or requests: those hold the request, and with it the token
   in its headers. Hence errors are raised outside ``except`` blocks, where they get no ``__context__``.
 * Every call has an end: 2 s to connect, 5 s to answer.
@@ -18,13 +17,11 @@ Rules
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -33,129 +30,34 @@ import requests
 from hvac.adapters import RawAdapter
 
 from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefused
+from workflows.vault_answers import (
+    Answer,
+    ChildToken,
+    Health,
+    Lease,
+    Pending,
+    Secret,
+    TokenFacts,
+    Wrapped,
+    decode,
+    is_unknown_accessor,
+    is_wrapping,
+    leased,
+    must,
+    read_time,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+# What the calls take and return comes from here for whoever makes them.
+__all__ = ["ChildToken", "Health", "Lease", "Pending", "Secret", "TokenFacts", "Vault", "Wrapped"]
 
 CONNECT_TIMEOUT: Final = 2.0  # seconds
 READ_TIMEOUT: Final = 5.0  # seconds
 LOOK_AT_LEAST_EVERY: Final = timedelta(minutes=5)  # how often the bot's own token is looked at
 
-# A response-wrapping token stands in the LIST of its role among the leases: "h" and 64 hexadecimal digits.
-_WRAPPING_KEY_LENGTH: Final = 65
-
 _SIGNATURE: Final = re.compile(r"vault:v([1-9][0-9]{0,8}):([A-Za-z0-9+/=]+)", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """What Vault gives out only when others have authorised it. They name it by its accessor, which opens nothing."""
-
-    accessor: str
-    token: str = field(repr=False)
-    path: str
-    ttl: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class ChildToken:
-    """A grant's own token. ``ttl`` counts from its creation, by Vault's clock.
-
-    ``uses``: how often it can be used at all; 0: as often as it lives. ``release``: what it reads must be authorised by
-    others; it is called with what is pending, returns when they have done so, and raises when not.
-    """
-
-    accessor: str
-    token: str = field(repr=False)
-    ttl: timedelta
-    uses: int = 0
-    release: Callable[[Pending], None] | None = field(default=None, repr=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class TokenFacts:
-    """What Vault says of a token. ``ttl`` is what is left of it; a token without an end says zero."""
-
-    display_name: str
-    policies: frozenset[str]
-    role: str
-    ttl: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """What a child token read. ``lease_duration`` is the lease's own; the child's end comes first."""
-
-    data: Mapping[str, Any] = field(repr=False)
-    lease_id: str
-    lease_duration: timedelta
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wrapped:
-    """What a child token read and nobody has seen yet: a token that gives it out once.
-
-    ``made_at`` is by Vault's clock; ``took`` is how long the reading took, so that its lease was made in between.
-    """
-
-    accessor: str
-    token: str = field(repr=False)
-    creation_path: str
-    ttl: timedelta
-    made_at: datetime
-    took: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A lease as Vault knows it. ``ttl`` is zero or less when it is over and waits for its revocation."""
-
-    lease_id: str
-    issue_time: datetime
-    expire_time: datetime | None
-    ttl: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What ``sys/health`` says; it answers without a token, also when sealed."""
-
-    initialized: bool
-    sealed: bool
-    standby: bool
-    version: str
-    server_time: datetime
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it can issue and revoke."""
-        return self.initialized and not self.sealed
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """An HTTP answer: its status, its JSON, and Vault's own words when it said no."""
-
-    status: int
-    body: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status < 300
-
-    @property
-    def data(self) -> Mapping[str, Any]:
-        data = self.body.get("data")
-        return data if isinstance(data, dict) else {}
-
-    @property
-    def words(self) -> str:
-        """Vault's errors in one line without the ornaments of its error lists."""
-        errors = self.body.get("errors")
-        lines = "\n".join(str(one) for one in errors).splitlines() if isinstance(errors, list) else []
-        kept = (line.strip().removeprefix("* ") for line in lines)
-        return "; ".join(line for line in kept if line and not line.endswith("occurred:"))[:300]
 
 
 class Vault:
@@ -226,7 +128,7 @@ class Vault:
                 "meta": dict(metadata),
             },
         )
-        self._must(answer, f"create a token with the role {token_role!r}")
+        must(answer, f"create a token with the role {token_role!r}")
         auth = answer.body.get("auth")
         if not isinstance(auth, dict) or not auth.get("client_token") or not auth.get("accessor"):
             raise Unavailable("Vault's answer to a new token has no token in it.")
@@ -239,12 +141,12 @@ class Vault:
         Raises Unavailable, also when the target behind the engine does not answer, and VaultRefused.
         """
         answer = self._send(child.token, "get", path)
-        self._must(answer, f"read {path!r}", quiet=True)
+        must(answer, f"read {path!r}", quiet=True)
         if child.release is not None:
             answer = self._released(child.release, answer, path)
-        return _leased(answer, path)
+        return leased(answer, path)
 
-    def _released(self, release: Callable[[Pending], None], answer: _Answer, path: str) -> _Answer:
+    def _released(self, release: Callable[[Pending], None], answer: Answer, path: str) -> Answer:
         """Wait until what is pending was authorised, take it once, and see that nobody can take it again."""
         found = answer.body.get("wrap_info")
         if answer.data or not isinstance(found, dict) or not found.get("token") or not found.get("accessor"):
@@ -271,7 +173,7 @@ class Vault:
                 "already. Press the button again.",
                 code="not_given",
             )
-        self._must(taken, f"give out {path!r}", quiet=True)
+        must(taken, f"give out {path!r}", quiet=True)
         return taken
 
     def wrap_as(self, child: ChildToken, path: str, ttl: timedelta) -> Wrapped:
@@ -282,9 +184,9 @@ class Vault:
         began = time.monotonic()
         answer = self._send(child.token, "get", path, wrap=_whole_seconds(ttl))
         took = timedelta(seconds=time.monotonic() - began)
-        self._must(answer, f"read {path!r}", quiet=True)
+        must(answer, f"read {path!r}", quiet=True)
         found = answer.body.get("wrap_info")
-        made_at = _time(found.get("creation_time")) if isinstance(found, dict) else None
+        made_at = read_time(found.get("creation_time")) if isinstance(found, dict) else None
         if not isinstance(found, dict) or not found.get("token") or not found.get("accessor") or made_at is None:
             raise Unavailable(f"Vault gave no wrapping token for {path!r}.")
         return Wrapped(
@@ -309,12 +211,12 @@ class Vault:
         """Take out what is wrapped, with the wrapping token alone; it works once. Raises as :meth:`wrapped_at`."""
         answer = self._send(token, "post", "sys/wrapping/unwrap")
         self._must_wrap(answer, "open a wrapping token")
-        return _leased(answer, "the wrapping token")
+        return leased(answer, "the wrapping token")
 
-    def _must_wrap(self, answer: _Answer, what: str) -> None:
+    def _must_wrap(self, answer: Answer, what: str) -> None:
         if answer.status == 400 and "wrapping token" in answer.words:
             raise Conflict("It was opened before, or its time is over.", code="spent")
-        self._must(answer, what, quiet=True)
+        must(answer, what, quiet=True)
 
     def make_as(self, child: ChildToken, path: str, body: Mapping[str, Any]) -> Secret:
         """Write to ``path`` (such as ``kubernetes/creds/shop``) with the grant's own token, for what has a lease.
@@ -322,8 +224,8 @@ class Vault:
         Raises Unavailable, also when the target behind the engine does not answer, and VaultRefused.
         """
         answer = self._send(child.token, "post", path, body)
-        self._must(answer, f"write to {path!r}", quiet=True)
-        return _leased(answer, path)
+        must(answer, f"write to {path!r}", quiet=True)
+        return leased(answer, path)
 
     def write_as(self, child: ChildToken, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write to ``path`` (such as ``ssh/sign/shop``) with the grant's own token and return the answer's data.
@@ -331,13 +233,13 @@ class Vault:
         What comes back has no lease: nothing at Vault takes it back. Raises Unavailable, VaultRefused.
         """
         answer = self._send(child.token, "post", path, body)
-        self._must(answer, f"write to {path!r}", quiet=True)
+        must(answer, f"write to {path!r}", quiet=True)
         return answer.data
 
     def write_own(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Write to ``path`` with the bot's own token and return the answer's data. Raises Unavailable, VaultRefused."""
         answer = self._own("post", path, body)
-        self._must(answer, f"write to {path!r}", quiet=True)
+        must(answer, f"write to {path!r}", quiet=True)
         return answer.data
 
     def watcher(self, path: str, body: Mapping[str, Any] | None = None) -> Secret:
@@ -351,8 +253,8 @@ class Vault:
         if known is not None and time.monotonic() < known[0]:
             return known[1]
         answer = self._own("get" if body is None else "post", path, body)
-        self._must(answer, f"read {path!r}", quiet=True)
-        secret = _leased(answer, path)
+        must(answer, f"read {path!r}", quiet=True)
+        secret = leased(answer, path)
         # Not up to its last moment: whoever gets it now uses it for a while.
         self._watchers[key] = (time.monotonic() + secret.lease_duration.total_seconds() * 0.8, secret)
         return secret
@@ -382,25 +284,25 @@ class Vault:
     def end_accessor(self, accessor: str) -> bool:
         """End a token as :meth:`revoke_accessor` and say whether it was still there: a wrapping token, unopened."""
         answer = self._own("post", "auth/token/revoke-accessor", {"accessor": accessor})
-        if _is_unknown_accessor(answer):
+        if is_unknown_accessor(answer):
             return False
-        self._must(answer, "revoke a token by its accessor")
+        must(answer, "revoke a token by its accessor")
         warnings = answer.body.get("warnings")
         return not (isinstance(warnings, list) and any("No token found" in str(one) for one in warnings))
 
     def accessor_is_gone(self, accessor: str) -> bool:
         """Whether Vault no longer knows the token. Raises Unavailable, VaultRefused."""
         answer = self._own("post", "auth/token/lookup-accessor", {"accessor": accessor})
-        if _is_unknown_accessor(answer):
+        if is_unknown_accessor(answer):
             return True
-        self._must(answer, "look up a token by its accessor")
+        must(answer, "look up a token by its accessor")
         return False
 
     def token_end(self, accessor: str) -> tuple[datetime, int]:
         """Return when a grant's token ends, and the whole seconds until then. Raises Unavailable, VaultRefused."""
         answer = self._own("post", "auth/token/lookup-accessor", {"accessor": accessor})
-        self._must(answer, "look up a token by its accessor")
-        ends_at, left = _time(answer.data.get("expire_time")), answer.data.get("ttl")
+        must(answer, "look up a token by its accessor")
+        ends_at, left = read_time(answer.data.get("expire_time")), answer.data.get("ttl")
         if ends_at is None or type(left) is not int:
             raise Unavailable("Vault's answer about a token does not say when it ends.")
         return ends_at, left
@@ -408,9 +310,9 @@ class Vault:
     def token_facts(self, accessor: str) -> TokenFacts | None:
         """Look a token up by its accessor; None when Vault does not know it. Raises Unavailable, VaultRefused."""
         answer = self._own("post", "auth/token/lookup-accessor", {"accessor": accessor})
-        if _is_unknown_accessor(answer):
+        if is_unknown_accessor(answer):
             return None
-        self._must(answer, "look up a token by its accessor")
+        must(answer, "look up a token by its accessor")
         policies = answer.data.get("policies")
         if not isinstance(policies, list):
             raise Unavailable("Vault's answer about a token has no policies in it.")
@@ -432,25 +334,25 @@ class Vault:
         answer = self._own("list", f"sys/leases/lookup/{prefix}/")
         if answer.status == 404 and not answer.words:
             return frozenset()  # an empty list is a 404 without a word
-        self._must(answer, f"list the leases under {prefix!r}")
+        must(answer, f"list the leases under {prefix!r}")
         keys = answer.data.get("keys")
         if not isinstance(keys, list):
             raise Unavailable(f"Vault's list of the leases under {prefix!r} has no list in it.")
-        return frozenset(f"{prefix}/{key}" for key in map(str, keys) if not _is_wrapping(key))
+        return frozenset(f"{prefix}/{key}" for key in map(str, keys) if not is_wrapping(key))
 
     def lease(self, lease_id: str) -> Lease | None:
         """Look one lease up; None when Vault does not know it. Raises Unavailable, VaultRefused."""
         answer = self._own("put", "sys/leases/lookup", {"lease_id": lease_id})
         if answer.status == 400 and "invalid lease" in answer.words:
             return None
-        self._must(answer, "look up a lease")
-        issued = _time(answer.data.get("issue_time"))
+        must(answer, "look up a lease")
+        issued = read_time(answer.data.get("issue_time"))
         if issued is None:
             raise Unavailable("Vault's answer about a lease has no issue time in it.")
         return Lease(
             str(answer.data.get("id") or lease_id),
             issued,
-            _time(answer.data.get("expire_time")),
+            read_time(answer.data.get("expire_time")),
             timedelta(seconds=answer.data.get("ttl") or 0),
         )
 
@@ -464,7 +366,7 @@ class Vault:
         if answer.status == 400:
             # In whatever words the engine says it; an unknown lease is no error, and what may not be done is a 403.
             raise Unavailable("Vault could not take the credential back at its target; it is tried again.")
-        self._must(answer, "revoke a lease")
+        must(answer, "revoke a lease")
 
     def irrevocable(self) -> frozenset[str]:
         """Return the ids of leases that Vault has given up revoking: only a synchronous revocation ends them.
@@ -472,7 +374,7 @@ class Vault:
         Raises Unavailable, VaultRefused.
         """
         answer = self._own("get", "sys/leases", params={"type": "irrevocable"})
-        self._must(answer, "list the irrevocable leases")
+        must(answer, "list the irrevocable leases")
         found = answer.data.get("leases")
         if not isinstance(found, list):
             return frozenset()
@@ -489,9 +391,9 @@ class Vault:
         answer = self._own(
             "post", f"{mount}/sign/{key}", {"input": base64.b64encode(data).decode(), "key_version": version}
         )
-        self._must(answer, f"sign with the key {key!r}")
+        must(answer, f"sign with the key {key!r}")
         found = _SIGNATURE.fullmatch(str(answer.data.get("signature")))
-        signature = _decode(found[2]) if found and int(found[1]) == version else b""
+        signature = decode(found[2]) if found and int(found[1]) == version else b""
         if len(signature) != 64:
             raise Unavailable(f"Vault's answer to signing with {key!r} has no Ed25519 signature of that version in it.")
         return signature
@@ -502,12 +404,12 @@ class Vault:
         Raises Unavailable, VaultRefused (also when the key is of another type).
         """
         answer = self._own("get", f"{mount}/keys/{key}")
-        self._must(answer, f"read the public half of the key {key!r}")
+        must(answer, f"read the public half of the key {key!r}")
         if answer.data.get("type") != "ed25519":
             raise VaultRefused(f"The key {key!r} in Vault is not of type ed25519: make one of that type.")
         listed = answer.data.get("keys")
         found = {
-            int(version): _decode(str(facts.get("public_key")))
+            int(version): decode(str(facts.get("public_key")))
             for version, facts in (listed.items() if isinstance(listed, dict) else ())
             if str(version).isdigit() and isinstance(facts, dict)
         }
@@ -541,7 +443,7 @@ class Vault:
             answer = self._own("post", "sys/capabilities-self", {"paths": [path]})
         else:
             answer = self._own("post", "sys/capabilities-accessor", {"paths": [path], "accessor": accessor})
-        self._must(answer, "ask for capabilities")
+        must(answer, "ask for capabilities")
         found = answer.data.get(path, answer.body.get("capabilities"))
         return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
 
@@ -555,7 +457,7 @@ class Vault:
 
     def _capabilities(self, whose: str, paths: Sequence[str], more: Mapping[str, str]) -> dict[str, frozenset[str]]:
         answer = self._own("post", whose, {"paths": list(paths), **more})
-        self._must(answer, "ask for capabilities")
+        must(answer, "ask for capabilities")
         if any(not isinstance(answer.data.get(path), list) for path in paths):
             raise Unavailable("Vault's answer about a token's rights leaves some of them out.")
         return {path: frozenset(map(str, answer.data[path])) for path in paths}
@@ -567,7 +469,7 @@ class Vault:
         """
         answer = self._own(method, path, body)
         if answer.status in {429, 503}:
-            self._must(answer, f"try {path!r}")
+            must(answer, f"try {path!r}")
         return answer.status == 403
 
     # --------------------------------------------------------------------------------------------- the bot's own token
@@ -575,7 +477,7 @@ class Vault:
     def own_entity(self) -> str:
         """Return the id of the identity behind the token in use; empty when it has none. Unavailable, VaultRefused."""
         answer = self._own("get", "auth/token/lookup-self")
-        self._must(answer, "look up its own token")
+        must(answer, "look up its own token")
         return str(answer.data.get("entity_id") or "")
 
     def log_in(self) -> None:
@@ -597,7 +499,7 @@ class Vault:
         answer = self._send(self._token, "get", "auth/token/lookup-self")
         if answer.status == 403:
             return
-        self._must(answer, "look up the bot's own token")
+        must(answer, "look up the bot's own token")
         self.revoke_accessor(str(answer.data.get("accessor")))
         self._token = ""
         self._watchers.clear()
@@ -616,7 +518,7 @@ class Vault:
         if answer.status == 403:
             self._log_in(stale=token)
             return  # looked at again at the next call
-        self._must(answer, "look up the bot's own token")
+        must(answer, "look up the bot's own token")
         left, life = int(answer.data.get("ttl") or 0), int(answer.data.get("creation_ttl") or 0)
         if life and left < life / 2:
             # Without an increment Vault repeats the last one, however short.
@@ -646,7 +548,7 @@ class Vault:
             if answer.status in {400, 401, 403, 404}:
                 # Unavailable, not refused: whoever operates the bot repairs this, and what was decided waits for it.
                 raise Unavailable("Vault does not accept the bot's role id and secret id: give it new ones.")
-            self._must(answer, "log in")
+            must(answer, "log in")
             auth = answer.body.get("auth")
             if not isinstance(auth, dict) or not auth.get("client_token"):
                 raise Unavailable("Vault's answer to the login has no token in it.")
@@ -660,14 +562,14 @@ class Vault:
         answer = self._send(token, "get", "auth/token/lookup-self")
         if answer.status == 403:
             return True
-        self._must(answer, "look up the bot's own token")
+        must(answer, "look up the bot's own token")
         return False
 
     # -------------------------------------------------------------------------------------------------------- the wire
 
     def _own(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, params: Mapping[str, Any] | None = None
-    ) -> _Answer:
+    ) -> Answer:
         """Call with the bot's own token; when that is gone, log in and call once more."""
         token = self._token or self._log_in(stale="")
         answer = self._send(token, method, path, body, params=params)
@@ -685,7 +587,7 @@ class Vault:
         *,
         params: Mapping[str, Any] | None = None,
         wrap: int = 0,
-    ) -> _Answer:
+    ) -> Answer:
         """Send one request; ``wrap``: have the answer wrapped, for so many seconds.
 
         Raises Unavailable when no answer of Vault's comes back.
@@ -715,7 +617,7 @@ class Vault:
         except requests.RequestException:
             failure = Unavailable("Vault cannot be asked; check its address.")
         else:
-            return _Answer(response.status_code, found if isinstance(found, dict) else {})
+            return Answer(response.status_code, found if isinstance(found, dict) else {})
         raise failure
 
     def _adapter(self) -> RawAdapter:
@@ -731,40 +633,9 @@ class Vault:
             self._of_thread.adapter = known
         return known
 
-    @staticmethod
-    def _must(answer: _Answer, what: str, *, quiet: bool = False) -> None:
-        """Return when Vault did it; raise what its status means otherwise.
-
-        ``quiet`` leaves Vault's words out: the error of a database may repeat the statement with the password.
-        """
-        if answer.ok:
-            return
-        words = "" if quiet else answer.words
-        said = f" ({words})" if words else ""
-        status = answer.status
-        if status == 503:
-            raise Unavailable("Vault is sealed or not ready.")
-        if status == 429:
-            raise Unavailable("Vault is asked too often just now.")
-        if status in {400, 401, 403, 404, 405}:
-            meaning = {401: "it does not know who asks", 403: "permission denied", 404: "there is no such thing"}
-            raise VaultRefused(f"Vault refused to {what}: {meaning.get(status, 'it calls that invalid')}{said}.")
-        raise Unavailable(f"Vault failed to {what}: status {status}{said}.")
-
 
 def _watch_key(path: str, body: Mapping[str, Any] | None) -> str:
     return path if body is None else f"{path} {json.dumps(body, sort_keys=True)}"
-
-
-def _leased(answer: _Answer, path: str) -> Secret:
-    body = answer.body
-    lease_id = str(body.get("lease_id") or "")
-    if not answer.data or not lease_id:
-        # A static role answers without a lease: nothing would ever take that credential back.
-        raise VaultRefused(f"Vault gave no lease for {path!r}, so that what it gave could not be taken back.")
-    return Secret(
-        answer.data, lease_id, timedelta(seconds=body.get("lease_duration") or 0), str(body.get("request_id"))
-    )
 
 
 def _whole_seconds(ttl: timedelta) -> int:
@@ -773,30 +644,3 @@ def _whole_seconds(ttl: timedelta) -> int:
         # Zero means "as long as the system allows" to Vault.
         raise VaultRefused("A token for less than a second cannot be asked for.")
     return seconds
-
-
-def _is_unknown_accessor(answer: _Answer) -> bool:
-    """Whether Vault said in so many words that it has no token with this accessor."""
-    return answer.status in {400, 403, 404} and "invalid accessor" in answer.words
-
-
-def _is_wrapping(key: str) -> bool:
-    return len(key) == _WRAPPING_KEY_LENGTH and key.startswith("h")
-
-
-def _decode(text: str) -> bytes:
-    """Read base64; what is none is no bytes, which nobody takes for a key or a signature."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        return b""
-
-
-def _time(text: object) -> datetime | None:
-    """Read Vault's RFC 3339 time; None for null and for Go's zero time."""
-    if not isinstance(text, str) or text.startswith("0001-"):
-        return None
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
-        return None

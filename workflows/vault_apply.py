@@ -23,6 +23,7 @@ from workflows.engines import ENGINES
 from workflows.engines.seam import Inspected
 from workflows.errors import Refused, Unavailable, VaultRefused
 from workflows.vault import Vault
+from workflows.vault_answers import must
 from workflows.vault_plan import APPROLE, APPROLE_MOUNT, secret_variable
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Operator(Vault):
         """Refuse the bot's own token. Raises Refused, Unavailable (also for a token that Vault does not know)."""
         self.log_in()
         answer = self._own("get", "auth/token/lookup-self")
-        self._must(answer, "look up the token")
+        must(answer, "look up the token")
         if APPROLE in answer.data.get("policies", ()):
             raise Refused("VAULT_TOKEN is the bot's own token: set Vault up with an operator's.")
 
@@ -75,7 +76,7 @@ class Operator(Vault):
             return None
         if answer.status == 400 and "no handler" in answer.words:
             return None
-        self._must(answer, f"look at {write.path}")
+        must(answer, f"look at {write.path}")
         # Vault does not show it when it is 0, and what is not shown would count as right.
         return {"token_num_uses": 0, **answer.data} if write.path.startswith("auth/token/roles/") else answer.data
 
@@ -85,11 +86,11 @@ class Operator(Vault):
         mount = self._mount("sys/auth", APPROLE_MOUNT)
         if role.status == 404 or mount is None:
             return ""
-        self._must(role, "read the bot's role id", quiet=True)
+        must(role, "read the bot's role id", quiet=True)
         alias = {"alias_name": role.data["role_id"], "alias_mount_accessor": mount["accessor"]}
         answer = self._own("post", "identity/lookup/entity", alias)
         if answer.status != 404:
-            self._must(answer, "look for the bot's identity")
+            must(answer, "look for the bot's identity")
         return str(answer.data.get("id") or "")
 
     def group_trouble(self, levels: Iterable[LevelSetup]) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ class Operator(Vault):
         for control in controls:
             answer = self._own("get", f"identity/group/name/{control.group}")
             if answer.status != 404:
-                self._must(answer, f"look at the group {control.group}")
+                must(answer, f"look at the group {control.group}")
             found += group_problems(control, answer.data if answer.ok else None, bot)
         return tuple(dict.fromkeys(found))
 
@@ -111,7 +112,7 @@ class Operator(Vault):
         """Write one thing. Raises Unavailable, VaultRefused, with Vault's words but none of the secrets."""
         answer = self._own(write.method.lower(), write.path, {**body, **secrets})
         try:
-            self._must(answer, f"write {write.path}")
+            must(answer, f"write {write.path}")
         except (Unavailable, VaultRefused) as error:
             failure = type(error)(_without(error.sentence, secrets.values()))
         else:
@@ -122,22 +123,22 @@ class Operator(Vault):
     def policies(self) -> frozenset[str]:
         """Return the names of all policies. Raises Unavailable, VaultRefused."""
         answer = self._own("list", "sys/policies/acl")
-        self._must(answer, "list the policies")
+        must(answer, "list the policies")
         return frozenset(map(str, answer.data.get("keys") or ()))
 
     def new_credentials(self) -> tuple[str, str]:
         """Return the bot's role id and a new secret id. Raises Unavailable, VaultRefused."""
         path = f"auth/{APPROLE_MOUNT}/role/{APPROLE}"
         role = self._own("get", f"{path}/role-id")
-        self._must(role, "read the bot's role id", quiet=True)
+        must(role, "read the bot's role id", quiet=True)
         secret = self._own("post", f"{path}/secret-id", {})
-        self._must(secret, "make a secret id for the bot", quiet=True)
+        must(secret, "make a secret id for the bot", quiet=True)
         return str(role.data["role_id"]), str(secret.data["secret_id"])
 
     def _mount(self, listing: str, name: str) -> Mapping[str, Any] | None:
         if listing not in self._mounts:
             answer = self._own("get", listing)
-            self._must(answer, f"look at {listing}")
+            must(answer, f"look at {listing}")
             self._mounts[listing] = answer.data
         found = self._mounts[listing].get(f"{name}/")
         return found if isinstance(found, dict) else None
