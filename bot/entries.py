@@ -193,9 +193,12 @@ def _keys_line(record: Record) -> Words:
 def _alarm_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
     why = escape(plain(str(record.data.get("sentence", "")), 500), 600)
     todo = (
-        "Security: leave the database as it is, mend nothing, and run `breakglass verify`; with a copy outside also "
-        "`breakglass verify --against` and its name. Access can still be asked for and revoked, but what is written "
-        "from here on stands under no signed head."
+        "From here on no head is signed, neither for new entries (this one among them) nor as a heartbeat; what was "
+        "signed before still counts. The bot looks every few seconds, and signs again by itself once the log is the "
+        "one that it had signed. Security: leave the database as it is, mend nothing, and run `breakglass verify`; "
+        "with a copy outside also `breakglass verify --against` and its name. Access can still be asked for, and is "
+        "revoked as ever; where copies outside are required, no credential comes out while one of them does not take "
+        "the log. What to do next: `bot/OPERATIONS.md`, “When the log is not signed any more”."
     )
     return f"*ALARM: the log is not signed any more.* {why} {todo}", []
 

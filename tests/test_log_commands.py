@@ -252,3 +252,31 @@ def test_the_check_asks_witness_and_time_stamp_authority(log, tmp_path):
         stamping.stop()
         assert [finding[0] for finding in asked()] == [False, False]
         assert all("nothing listens" in finding[1] for finding in asked())
+
+
+def test_after_an_alarm_nothing_is_signed_until_the_log_is_the_signed_one_again(log, tmp_path):
+    """As the channel and OPERATIONS.md say it: no head for new entries and no heartbeat, and then all of it at once."""
+    sign(log, tmp_path)
+    append(log, 2)
+    later = timedelta(0)
+    keyring = FileKeyring(ORIGIN, tmp_path / "log.key")
+    keeper = HeadKeeper(log, ORIGIN, keyring, heartbeat=timedelta(minutes=5), now=lambda: datetime.now(UTC) + later)
+    with log.write() as session:
+        connection = session.connection()
+        connection.exec_driver_sql("DROP TRIGGER entry_no_update")
+        body = connection.exec_driver_sql("SELECT body FROM entry WHERE seq = 4").scalar()
+        connection.exec_driver_sql("UPDATE entry SET body = ? WHERE seq = 4", (body.replace(b"1", b"2"),))
+    for minutes in (0, 6, 12):
+        later = timedelta(minutes=minutes)
+        assert keeper.round() is None
+        append(log, 1)
+        assert "Entry 4 was changed" in keeper.trouble
+        assert not said(tmp_path, later=later + timedelta(minutes=1))[0]
+    with log.read() as session:
+        assert [record.event for record in audit.read_entries(session, after=4)].count("log:alarm") == 1
+        assert heads.latest(session).size == 3
+    with log.write() as session:
+        session.connection().exec_driver_sql("UPDATE entry SET body = ? WHERE seq = 4", (body,))
+    later = timedelta(minutes=18)
+    assert keeper.round().size == 9
+    assert said(tmp_path, later=later)[0]
