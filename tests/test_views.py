@@ -362,7 +362,12 @@ def test_what_is_no_user_id_is_no_mention():
             None,
             "exported the log (BG-7KQ2, from 2026-03-01).",
         ),
-        ("log:alarm", {"sentence": "Entry 7 is missing."}, None, "not signed any more.* Entry 7 is missing. From here on"),
+        (
+            "log:alarm",
+            {"sentence": "Entry 7 is missing."},
+            None,
+            "not signed any more.* Entry 7 is missing. From here on",
+        ),
         ("log:alarm", {"sentence": "Entry 7 is missing."}, None, "run `breakglass verify`"),
         ("log:alarm", {"sentence": "Entry 7 is missing."}, None, "no head is signed, neither for new entries"),
         ("log:alarm", {"sentence": "Entry 7 is missing."}, None, "signs again by itself once the log is"),
