@@ -62,7 +62,6 @@ class Audited:
 
     real: Real
     lines: list[Line] = field(default_factory=list)
-    raw: list[bytes] = field(default_factory=list)
     _at: int = 0
 
     @property
@@ -70,16 +69,26 @@ class Audited:
         """The server."""
         return self.real.pg
 
-    def read(self) -> None:
-        """Take what the log has more. A line that cannot be read raises."""
+    @property
+    def end(self) -> int:
+        """Where the log ends now."""
+        return self.pg.recorded.stat().st_size
+
+    def since(self, at: int) -> Iterator[tuple[int, bytes]]:
+        """Give the log's whole lines from ``at`` on, with where each begins."""
         with self.pg.recorded.open("rb") as log:
-            log.seek(self._at)
+            log.seek(at)
             for raw in log:
                 if not raw.endswith(b"\n"):
                     break
-                self._at += len(raw)
-                self.raw.append(raw)
-                self.lines += CAPTURES["postgres"].read(raw)
+                yield at, raw[:-1]
+                at += len(raw)
+
+    def read(self) -> None:
+        """Take what the log has more. A line that cannot be read raises."""
+        for at, raw in self.since(self._at):
+            self._at = at + len(raw) + 1
+            self.lines += CAPTURES["postgres"].read(raw)
 
     def of(self, identity: str) -> list[Line]:
         """Return the lines of one login."""

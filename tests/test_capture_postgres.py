@@ -205,6 +205,23 @@ BY_PROGRAM = {
 }
 
 
+WAYS = sorted([*BY_PSYCOPG, *BY_PROGRAM, "way47 asynchronously"])
+
+
+def _go(audited, credential, name):
+    """Go one way with a credential, in a session of its own."""
+    if name in BY_PROGRAM:
+        program, words, given = BY_PROGRAM[name]
+        done = _program(audited, credential, program, *words, given=given)
+        assert done.returncode == 0, done.stderr
+    elif name in BY_PSYCOPG:
+        # What is refused, wrong or cancelled was tried all the same.
+        with audited.real.connect(credential) as session, contextlib.suppress(psycopg.Error):
+            BY_PSYCOPG[name](session)
+    else:
+        asyncio.run(_asynchronously(credential))
+
+
 async def _asynchronously(credential):
     async with await psycopg.AsyncConnection.connect(
         credential.target(), password=credential.password, autocommit=True
@@ -216,21 +233,11 @@ def test_forty_ways_of_running_sql_are_all_read_under_the_right_login(prepared, 
     """Two logins take turns at 47 ways: each way's statement is read under the one that took it and not the other."""
     credentials = [login("BG-ODD1"), login("BG-EVEN")]
     expected = {}
-    names = sorted([*BY_PSYCOPG, *BY_PROGRAM, "way47 asynchronously"])
-    assert len(names) == 47
-    for number, name in enumerate(names):
+    assert len(WAYS) == 47
+    for number, name in enumerate(WAYS):
         credential = credentials[number % 2]
         expected[name] = credential.username
-        if name in BY_PROGRAM:
-            program, words, given = BY_PROGRAM[name]
-            done = _program(prepared, credential, program, *words, given=given)
-            assert done.returncode == 0, done.stderr
-        elif name in BY_PSYCOPG:
-            # What is refused, wrong or cancelled was tried all the same.
-            with prepared.real.connect(credential) as session, contextlib.suppress(psycopg.Error):
-                BY_PSYCOPG[name](session)
-        else:
-            asyncio.run(_asynchronously(credential))
+        _go(prepared, credential, name)
     for credential in credentials:
         prepared.until(credential.username, lambda lines: sum(x.kind is Kind.CLOSED for x in lines) >= 23)
     for name, username in expected.items():
