@@ -17,11 +17,16 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from counter import CARL, CHEN, RITA, counter_at
 
+from storage import verify
+from workflows import policy as rules
 from workflows.captures import CAPTURES
 from workflows.captures.seam import Kind, Trust, Unreadable
 from workflows.engines import ENGINES
 from workflows.errors import Invalid, Refused
+from workflows.recorder import Raw, Recorder
+from workflows.replay import check_database
 
 POSTGRES = CAPTURES["postgres"]
 DATABASE = ENGINES["database"]
@@ -291,8 +296,11 @@ def test_a_replication_connection_is_a_hole_and_said_to_be(prepared, login):
     """A login that may replicate (ours may not) reads the cluster unrecorded, and the log says that it could."""
     credential = login("BG-REPL")
     prepared.superuser(f'ALTER ROLE "{credential.username}" REPLICATION')
-    with prepared.real.connect(credential, replication="true", dbname="orders") as session:
-        session.execute("IDENTIFY_SYSTEM")
+    try:
+        with prepared.real.connect(credential, replication="true", dbname="orders") as session:
+            session.execute("IDENTIFY_SYSTEM")
+    finally:  # or Vault's manager could not drop it
+        prepared.superuser(f'ALTER ROLE "{credential.username}" NOREPLICATION')
     lines = prepared.until(credential.username, lambda lines: [x for x in lines if x.kind is Kind.CLOSED])
     assert [x.kind for x in lines if x.kind is not Kind.NOTE] == [Kind.OPENED, Kind.HOLE, Kind.CLOSED]
     assert "replication" in next(x.text for x in lines if x.kind is Kind.HOLE)
@@ -477,6 +485,105 @@ def test_without_pgaudit_the_servers_own_log_is_read(prepared, login):
     assert done.returncode == 0, done.stderr
     lines = prepared.until(credential.username, lambda lines: sum(x.kind is Kind.CLOSED for x in lines) == 2)
     assert next(x.text for x in lines if x.kind is Kind.CALL).startswith('fastpath function call: "lo_creat"')
+
+
+# --------------------------------------------------------------------------------------------------- the whole flow
+
+SOURCE = """captures:
+  orders-pg: {kind: postgres, token_sha256: TTT, silent_after: 60s}
+""".replace("TTT", "a" * 64)
+
+
+class Recorded:
+    """A desk whose write level is recorded, and what a tailer would send of the server's log from here on."""
+
+    def __init__(self, audited, database):
+        self.audited = audited
+        self.desk = counter_at(audited.real, database)
+        role = f"token_role: {audited.real.write.settings.token_role}\n"
+        text = self.desk.policy.text
+        assert role in text
+        indent = " " * (text.index(role) - text.rindex("\n", 0, text.index(role)) - 1)
+        more = f"{role}{indent}capture_source: orders-pg\n{indent}capture: required\n"
+        self.desk.policy = rules.parse(text.replace(role, more) + SOURCE, name="recorded")
+        self.recorder = Recorder(database, lambda: self.desk.policy)
+        self.at = audited.end
+        self.sent = []
+        self.send()  # the first heartbeat, without which nothing is issued
+
+    def send(self):
+        """Send what the log has more."""
+        batch = [Raw("postgresql.json", at, raw) for at, raw in self.audited.since(self.at)]
+        self.at = batch[-1].offset + len(batch[-1].line) + 1 if batch else self.at
+        self.sent += batch
+        return self.recorder.take("orders-pg", batch, self.desk.now)
+
+    def said(self, event, row=None):
+        """Return what the log says."""
+        return [record.data for record in self.desk.log_of(row) if record.event == event]
+
+    def until(self, what):
+        """Send until ``what`` is true."""
+
+        def is_so():
+            self.send()
+            return what()
+
+        assert self.audited.real.until(is_so, 60)
+
+
+def test_forty_ways_from_the_desk_to_the_log_of_the_request(prepared, database):
+    """A credential of the real flow goes all ways: each is an entry of its request, holes and attempts are named."""
+    flow = Recorded(prepared, database)
+    desk = flow.desk
+    row = desk.approved(level="write", by=(CARL, CHEN))
+    credential = desk.show(row)
+    for name in WAYS:
+        _go(prepared, credential, name)
+    with prepared.real.connect(credential, application_name="bg-0ther-1-abcdefgh") as session:
+        with contextlib.suppress(psycopg.Error):
+            session.execute("SET pgaudit.log = 'none'")
+        session.execute("SELECT 'still here'")
+    flow.until(lambda: len(flow.said("command:close", row)) > len(WAYS))
+    run = flow.said("command:run", row)
+    whole = next(data for data in run if data.get("payload", {}).get("bytes", 0) > 200_000)
+    assert whole["text"].startswith("SELECT length('xxx")
+    for name in set(WAYS) - {"way16 of 200 kB"}:
+        assert [data for data in run if name[:5] in data["text"]], name
+    assert {data["identity"] for data in run} == {credential.username}
+    assert {data["trust"] for data in run} == {"enforced"}
+    assert "SELECT 'still here'" in {data["text"] for data in run}
+    closed = flow.said("command:close", row)
+    assert [hole for data in closed for hole in data["holes"]] == ["what was sent into this COPY is not recorded"]
+    assert [data["gaps"] for data in closed if data["gaps"]] == []
+    assert sum(data["stopped"] for data in closed) == 1
+    assert sum(data["commands"] for data in closed) == len(run)
+    [stop] = flow.said("command:stop", row)
+    assert "pgaudit.log" in stop["text"]
+    assert flow.said("command:stranger") == []
+    # What comes twice counts once.
+    count = len(desk.log_of())
+    flow.recorder.take("orders-pg", flow.sent, desk.now)
+    assert len(desk.log_of()) == count
+    desk.release(RITA, row.id, desk.fresh(row).request.version, now=desk.now)
+    assert desk.finish(row.id, now=desk.now)
+    with database.read() as session:
+        findings = check_database(session, now=desk.now).findings
+    # The verifier names what was not recorded, and finds nothing else.
+    assert {(finding.kind, finding.request) for finding in findings} == {(verify.Kind.CAPTURE_GAP, row.id)}
+    assert len(findings) == 2
+
+
+def test_a_login_that_no_grant_explains_is_an_alarm(prepared, database):
+    """What a login does that an operator had Vault make, past the desk and after a request's name, is a stranger's."""
+    flow = Recorded(prepared, database)
+    credential, _, _ = prepared.real.open(prepared.real.vault(), prepared.real.write, name="BG-N0N3")
+    with prepared.real.connect(credential) as session:
+        session.execute("SELECT 'unexplained'")
+    flow.until(lambda: flow.said("command:stranger"))
+    flow.send()
+    assert flow.said("command:run") == []
+    assert {data["identity"] for data in flow.said("command:stranger")} == {credential.username}
 
 
 # ------------------------------------------------------------------------------------------------------ what is told
