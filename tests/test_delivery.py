@@ -9,6 +9,7 @@ import base64
 import json
 import logging
 import os
+import re
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from counter import CARL, CHEN, RITA
 from sqlmodel import select
 
 from bot import entries, modals, views
+from bot.sandbox.blocks import Surface, check_view
 from storage.audit import check
 from storage.models import Grant, State
 from workflows import delivery, sweep
@@ -196,6 +198,35 @@ def test_one_s_end_is_confirmed_while_others_of_the_level_are_out(wrapping):
     wrapping.release(RITA, mine.id, 1, now=wrapping.now)
     assert wrapping.finish(mine.id, now=wrapping.now)
     assert wrapping.fresh(other).state is State.ACTIVE
+
+
+def test_of_a_path_level_the_name_is_not_known_and_the_rest_is_the_same(counter, real):
+    """Nobody can look at the target of a path: its credential is opened once, on record, and gone at the end."""
+    before, level, after = re.split(
+        r"(engine: database.*?)(?=quorum: 1)", counter.policy.text, maxsplit=1, flags=re.DOTALL
+    )
+    role = re.search("token_role: .*", level)[0]
+    options = ("engine: path", role, "path: database/creds/orders-ro", "identity_field: username", "shows: username")
+    text = before + "\n        ".join((*options, "delivery: wrapped", "")) + after
+    counter.policy = rules.parse(text, name="demo")
+    row = counter.approved()
+    parcel = counter.show(row)
+    (grant,) = counter.fresh(row).grants
+    assert (parcel.username, grant.identity) == (None, None)
+    assert real.root_vault().leases("database/creds/orders-ro") == {grant.lease_id}
+    assert check_view(modals.handed_over(counter.fresh(row), parcel, now=counter.now), Surface.MODAL) == []
+    _, out, err = paste(parcel)
+    told = json.loads(out)
+    assert told["lease_id"] == grant.lease_id, err
+    login = SimpleNamespace(**told["data"], host=real.pg.host, port=real.pg.port, database="orders")
+    real.connect(login).close()
+    tick(counter, seconds=2)
+    assert counter.events(row)[-1] == "credential:unwrap"
+    counter.release(RITA, row.id, 1, now=counter.now)
+    assert counter.finish(row.id, now=counter.now)
+    with pytest.raises(psycopg.OperationalError):
+        real.connect(login)
+    is_sound(counter)
 
 
 # --- nobody opens it --------------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def test_the_window_can_show_it(stage, desk):
     row = _approved(desk, stage)
     made = desk.show(row)
     view = modals.credential(desk.case(row.id), made, now=desk.now)
-    check_view(view, Surface.MODAL)
+    assert check_view(view, Surface.MODAL) == []
     shown = json.dumps(view)
     assert all(json.dumps(secret)[1:-1] in shown for secret in stage.secrets(made))
     desk.release(RITA, row.id, desk.case(row.id).request.version, now=desk.now)
