@@ -25,6 +25,7 @@ from workflows.captures import CAPTURES
 from workflows.captures.seam import Kind, Trust, Unreadable
 from workflows.engines import ENGINES
 from workflows.errors import Invalid, Refused
+from workflows.policy_file import PolicyInvalid
 from workflows.recorder import Raw, Recorder
 from workflows.replay import check_database
 
@@ -504,8 +505,9 @@ class Recorded:
         text = self.desk.policy.text
         assert role in text
         indent = " " * (text.index(role) - text.rindex("\n", 0, text.index(role)) - 1)
-        more = f"{role}{indent}capture_source: orders-pg\n{indent}capture: required\n"
-        self.desk.policy = rules.parse(text.replace(role, more) + SOURCE, name="recorded")
+        more = f"{role}{indent}capture_source: orders-pg\n{indent}capture: required\n{indent}audit: pgaudit\n"
+        self.text = text.replace(role, more) + SOURCE
+        self.desk.policy = rules.parse(self.text, name="recorded")
         self.recorder = Recorder(database, lambda: self.desk.policy)
         self.at = audited.end
         self.sent = []
@@ -572,6 +574,14 @@ def test_forty_ways_from_the_desk_to_the_log_of_the_request(prepared, database):
     # The verifier names what was not recorded, and finds nothing else.
     assert {(finding.kind, finding.request) for finding in findings} == {(verify.Kind.CAPTURE_GAP, row.id)}
     assert len(findings) == 2
+
+
+def test_a_level_that_must_be_recorded_says_how(prepared, database):
+    """A source may be heard of and say nothing of a login that nobody set to be recorded: the policy is refused."""
+    text = Recorded(prepared, database).text
+    assert rules.parse(text.replace("audit: pgaudit", "audit: none"), name="recorded")
+    with pytest.raises(PolicyInvalid, match="records its logins only as “audit” says"):
+        rules.parse(text.replace("audit: pgaudit\n", "\n"), name="recorded")
 
 
 def test_a_login_that_no_grant_explains_is_an_alarm(prepared, database):

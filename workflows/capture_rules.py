@@ -17,10 +17,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from workflows.captures import CAPTURES
+from workflows.engines import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from workflows.engines import LevelSettings
     from workflows.log_rules import Reader
 
 SILENT_AFTER: Final = timedelta(seconds=60)
@@ -98,3 +100,18 @@ def read_need(
     if word and word not in {one.value for one in Need}:
         reader.fail(need, f"This is {' or '.join(one.value for one in Need)}.")
     return name or None, Need.REQUIRED if word == Need.REQUIRED else Need.WANTED
+
+
+def unrecorded(settings: LevelSettings, source: SourceRules | None) -> str:
+    """Return what is missing at a level that must be recorded; empty: nothing.
+
+    A source can be heard of all the time and say nothing of a login that was not set to be recorded.
+    """
+    if source is None or source.kind != "postgres" or "audit" not in ENGINES[settings.engine].keys:
+        return ""
+    if "audit" in settings.options:
+        return ""
+    return (
+        "PostgreSQL records its logins only as “audit” says: add “audit: pgaudit”, or “audit: none” where the server "
+        "records everybody."
+    )

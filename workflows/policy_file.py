@@ -525,6 +525,8 @@ class _Reader:
         source, need = capture_rules.read_need(self, found.get("capture_source"), found.get("capture"), self._sources)
         if settings is None:
             return None
+        if need is Need.REQUIRED and (missing := capture_rules.unrecorded(settings, self._sources.get(source or ""))):
+            self.fail(found["capture"], missing)
         return Level(
             name=name,
             title=title,
