@@ -30,6 +30,7 @@ from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, R
 
 from bot import listeners
 from bot.directory import SlackDirectory
+from bot.ingest import Ingest
 from bot.metrics import Metrics
 from bot.metrics import read as read_metrics
 from bot.thread import ThreadFollower
@@ -43,6 +44,7 @@ from workflows import sweep
 from workflows.desk import Desk
 from workflows.errors import BreakGlassError, Unavailable
 from workflows.reconcile import Reconciler
+from workflows.recorder import Recorder
 from workflows.signing import open_keyring
 from workflows.vault import Vault
 
@@ -145,6 +147,7 @@ class Bot:
         heads: HeadKeeper | None,
         copies: CopyRunner | None,
         metrics: Metrics | None,
+        ingest: Ingest | None,
         reconciler: Reconciler,
         courtesy: Courtesy,
         now: Callable[[], datetime],
@@ -155,6 +158,7 @@ class Bot:
         self.heads = heads
         self.copies = copies
         self.metrics = metrics
+        self.ingest = ingest
         self.reconciler = reconciler
         self._now = now
         self._handler = Listening(app, settings, courtesy)
@@ -177,6 +181,8 @@ class Bot:
             self.copies.start()
         if self.metrics is not None:
             self.metrics.start()
+        if self.ingest is not None:
+            self.ingest.start()
         self._clock.start()
         self._tick()
         self._handler.connect()  # type: ignore[no-untyped-call]
@@ -193,6 +199,8 @@ class Bot:
     def stop(self) -> None:
         """Stop listening first, so that nothing is taken on that would not be finished."""
         self._handler.close()  # type: ignore[no-untyped-call]
+        if self.ingest is not None:
+            self.ingest.stop()
         self.desk.hold_nobody()
         self.reconciler.stop()
         self._clock.shutdown(wait=True)
@@ -301,7 +309,11 @@ def build(
         export=lambda actor, request_id: _export(desk, client, actor, request_id, now()),
         first=courtesy.serving,
     )
-    # 6. Who looks on. Its port is taken last: nothing that fails after it would leave it open.
+    # 6. Lines of targets, and who looks on. Their ports are taken last: nothing that fails after would leave one open.
+    ingest = None
+    if settings.capture is not None:
+        recorder = Recorder(database, lambda: desk.policy)
+        ingest = Ingest(settings.capture, sources=lambda: desk.policy.captures, take=recorder.take, now=now)
     metrics = None
     if settings.metrics is not None:
         metrics = Metrics(*settings.metrics, lambda: read_metrics(database, policy.log, now=now()))
@@ -313,6 +325,7 @@ def build(
         heads=heads,
         copies=copies,
         metrics=metrics,
+        ingest=ingest,
         reconciler=Reconciler(desk),
         courtesy=courtesy,
         now=now,

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
-from bot.ingest import is_loopback
+from bot.settings import is_loopback
 from bot.tailer import SPOOL_BYTES, NotSent, Tailer
 from workflows.captures import CAPTURES
 from workflows.errors import Invalid, Refused

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from bot import (
     approve_command,
+    capture_command,
     export_command,
     follower_commands,
     log_commands,
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     log_commands.add(commands, who=_me)
     retention_commands.add(commands, who=_me)
     follower_commands.add(commands, who=_me)
+    capture_command.add(commands)
     vault_commands.add(commands)
 
     verify_command.add(commands)

@@ -2,8 +2,8 @@
 
 Rules
 -----
-* ``POST /capture/SOURCE`` with the source's token. Of the token the policy holds the SHA-256; it is compared in constant
-  time. Who has no token of ours learns nothing, not even which sources there are.
+* ``POST /capture/SOURCE`` with the source's token. Of the token the policy holds the SHA-256; it is compared in
+  constant time. Who has no token of ours learns nothing, not even which sources there are.
 * Without a certificate it listens on loopback only: a token does not travel in clear.
 * The body is JSON lines: the line itself under ``line`` (``line64``: base64), ``log`` or ``message``; its file under
   ``file``, ``path`` or ``filename``; where it begins there under ``offset``. Or a ``gap``. Empty: a heartbeat.
@@ -26,13 +26,12 @@ import ssl
 import threading
 import time
 import zlib
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
+from bot.settings import Listen, is_loopback
 from workflows.errors import BreakGlassError, Invalid, Unavailable
 from workflows.recorder import Gap, Raw
 
@@ -53,24 +52,12 @@ _AT_ONCE: Final = 64  # connections
 _READING: Final = 4  # bodies that are unpacked and recorded at once: each may take some hundred MB for a moment
 _SECONDS: Final = 10.0  # for the handshake and the head, or between two requests
 _BODY_SECONDS: Final = 60.0
-_LOOPBACK: Final = "localhost"
 _PATH: Final = re.compile(r"/capture/([^/?#]{1,200})")
 _TEXTS: Final = ("line", "log", "message")
 _FILES: Final = ("file", "path", "filename")
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
-    """Where to listen, and with which files (PEM). ``client_ca``: who has no certificate of it is not let in."""
-
-    host: str
-    port: int
-    certificate: str | None = None
-    key: str | None = None
-    client_ca: str | None = None
-
-
-class NotWanted(Exception):  # noqa: N818 - an answer, not a mistake of ours
+class NotWanted(Exception):
     """The request is answered with ``status`` and a sentence."""
 
     def __init__(self, status: HTTPStatus, sentence: str) -> None:
@@ -118,14 +105,6 @@ class Ingest:
             self._thread.join()
             self._thread = None
         self._server.server_close()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == _LOOPBACK
 
 
 def _context(listen: Listen) -> ssl.SSLContext | None:
@@ -247,7 +226,8 @@ def _one(number: int, told: Any) -> Raw | Gap:  # noqa: ANN401
         if not isinstance(why, str) or not places:
             raise bad("a gap has file and why, and first and last are offsets.")
         return Gap(_file(gap, bad), _clean(why)[:_MOST_FILE], first, last)
-    if not _is_offset(offset := told.get("offset")):
+    offset = told.get("offset")
+    if not _is_offset(offset):
         raise bad("it has no offset, a whole number of bytes: what comes twice could not be told.")
     return Raw(_file(told, bad), offset, _line(told, bad))
 
@@ -281,7 +261,7 @@ def _clean(text: str) -> str:
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
-def _is_offset(told: Any) -> bool:  # noqa: ANN401
+def _is_offset(told: Any) -> TypeGuard[int]:  # noqa: ANN401
     return isinstance(told, int) and not isinstance(told, bool) and 0 <= told < 2**63
 
 
@@ -327,7 +307,10 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Timed(io.RawIOBase):
-    """Reads from a socket until ``until`` (monotonic). Attack: a byte every few seconds would keep a thread for ever."""
+    """Reads from a socket until ``until`` (monotonic).
+
+    Attack: a byte every few seconds would keep a thread for ever.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,7 @@ from workflows.delivery import ADDRESS
 from workflows.errors import BreakGlassError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 SLACK_API: Final = "https://slack.com/api/"
 LOOPBACK: Final = "127.0.0.1"
@@ -33,6 +34,17 @@ class SettingsInvalid(BreakGlassError):
     def __init__(self, problems: tuple[str, ...]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where to listen, and with which files (PEM). ``client_ca``: who has no certificate of it is not let in."""
+
+    host: str
+    port: int
+    certificate: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,7 @@ class Settings:
     vault_public_address: str = ""  # where responders reach it; empty: where the bot does
     patience: timedelta = timedelta(seconds=30)
     metrics: tuple[str, int] | None = None  # host and port; None: there are none
+    capture: Listen | None = None  # where lines of targets come in; None: nowhere
     # The policy names variables that hold the secrets of the log's copies; who builds a copy reads them here.
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -136,6 +149,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
             problems.append(
                 "METRICS_ADDRESS is not HOST:PORT, as 127.0.0.1:9464, nor a port alone, which is loopback's."
             )
+    capture = _capture(get, problems)
     if problems:
         raise SettingsInvalid(tuple(problems))
     return Settings(
@@ -153,8 +167,35 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         vault_public_address=public,
         patience=timedelta(seconds=int(seconds)),
         metrics=metrics,
+        capture=capture,
         environment=MappingProxyType(dict(environment)),
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _capture(get: Callable[[str], str], problems: list[str]) -> Listen | None:
+    """Read where lines of targets come in, and append what is wrong with it to ``problems``."""
+    certificate, key, client_ca = (get(f"CAPTURE_TLS_{name}") for name in ("CERT", "KEY", "CLIENT_CA"))
+    if not (text := get("CAPTURE_ADDRESS")):
+        return None
+    address = _address(text)
+    if address is None:
+        problems.append("CAPTURE_ADDRESS is not HOST:PORT, as 0.0.0.0:9465, nor a port alone, which is loopback's.")
+        return None
+    if bool(certificate) != bool(key):
+        problems.append("CAPTURE_TLS_CERT and CAPTURE_TLS_KEY go together: the files of a certificate and its key.")
+    elif client_ca and not certificate:
+        problems.append("CAPTURE_TLS_CLIENT_CA is of no use without CAPTURE_TLS_CERT and CAPTURE_TLS_KEY.")
+    elif not certificate and not is_loopback(address[0]):
+        problems.append("CAPTURE_ADDRESS is not loopback, so it needs CAPTURE_TLS_CERT and CAPTURE_TLS_KEY.")
+    return Listen(*address, certificate or None, key or None, client_ca or None)
 
 
 def _address(text: str) -> tuple[str, int] | None:

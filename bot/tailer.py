@@ -29,14 +29,14 @@ import secrets
 import stat
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from workflows.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ _BACKOFF: Final = (0.2, 5.0)
 _PACKED: Final = (".gz", ".xz", ".zst", ".bz2", ".lz4", ".Z")
 
 
-class NotSent(Exception):  # noqa: N818 - it is no mistake of ours
+class NotSent(Exception):
     """The bot did not acknowledge the batch; ``str()`` says why. It is to be sent again."""
 
 
@@ -623,7 +623,7 @@ def replace(file: Path, data: bytes) -> None:
     new = file.with_name(file.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        with open(descriptor, "wb", closefd=False) as out:  # noqa: PTH123 - a descriptor
+        with open(descriptor, "wb", closefd=False) as out:
             out.write(data)
         os.fsync(descriptor)
     finally:
