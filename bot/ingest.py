@@ -95,7 +95,7 @@ class Ingest:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._thread = threading.Thread(target=self._server.serve_forever, name="ingest", daemon=True)
+        self._thread = threading.Thread(target=partial(self._server.serve_forever, 0.1), name="ingest", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -331,6 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "breakglass"
     sys_version = ""
+    _is_read = False  # the request's body
 
     def __init__(self, door: _Door, *more: Any) -> None:  # noqa: ANN401 - as the library has it
         self._door = door
@@ -378,8 +379,6 @@ class _Handler(BaseHTTPRequestHandler):
             raise ConnectionError
         self._is_read = True
         return body
-
-    _is_read = False
 
     def _say(self, status: HTTPStatus, told: dict[str, Any]) -> None:
         body = json.dumps(told).encode() + b"\n"

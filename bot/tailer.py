@@ -381,7 +381,12 @@ class Tailer:
         self._contents.remove(content)
         if not content.is_done:
             last = content.seen if content.seen > content.place else None
-            self._gap(content, "truncated: what was not read until then, if anything, is lost", content.place, last)
+            self._gap(
+                content,
+                "truncated or replaced: what was not read until then, if anything, is lost",
+                content.place,
+                last,
+            )
 
     def _vanished(self, content: _Content, there: dict[tuple[int, int], _Entry], known: set[tuple[int, int]]) -> None:
         heir = self._heir(content, there, known)

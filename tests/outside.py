@@ -465,11 +465,13 @@ class Authority:
         hosts: tuple[str, ...] = ("localhost", HOST),
         ttl: timedelta = DAY,
         is_stamping: bool = False,
+        is_client: bool = False,
     ) -> tuple[Path, Path]:
-        """Issue a certificate for these hosts, or for time stamping; returns certificate and key (PEM)."""
+        """Issue a certificate for these hosts, a client or time stamping; returns certificate and key (PEM)."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         usage = ExtendedKeyUsageOID.TIME_STAMPING if is_stamping else ExtendedKeyUsageOID.SERVER_AUTH
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH if is_client else usage
         builder = (
             _builder(subject, self._name, key, ttl)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bot.settings import SettingsInvalid, from_environment
+from bot.settings import Listen, SettingsInvalid, from_environment
 
 
 @pytest.fixture
@@ -46,6 +46,24 @@ def test_metrics_are_off_or_on_loopback_unless_a_host_is_named(whole, text, addr
     assert from_environment(whole | {"METRICS_ADDRESS": text}).metrics == address
 
 
+def test_the_ingest_endpoint_needs_a_certificate_unless_it_is_loopback(whole):
+    """A token does not travel in clear; what is half said is named."""
+    assert from_environment(whole).capture is None
+    assert from_environment(whole | {"CAPTURE_ADDRESS": "9465"}).capture == Listen("127.0.0.1", 9465)
+    tls = {"CAPTURE_TLS_CERT": "cert.pem", "CAPTURE_TLS_KEY": "key.pem", "CAPTURE_TLS_CLIENT_CA": "ca.pem"}
+    found = from_environment(whole | {"CAPTURE_ADDRESS": "bot.example.com:9465"} | tls).capture
+    assert found == Listen("bot.example.com", 9465, "cert.pem", "key.pem", "ca.pem")
+    for address, *left_out in (
+        ("bot.example.com:9465", *tls),
+        ("9465", "CAPTURE_TLS_KEY"),
+        ("9465", "CAPTURE_TLS_CERT"),
+        ("9465", "CAPTURE_TLS_CERT", "CAPTURE_TLS_KEY"),
+    ):
+        given = {name: value for name, value in tls.items() if name not in left_out}
+        with pytest.raises(SettingsInvalid, match="CAPTURE_TLS_"):
+            from_environment(whole | {"CAPTURE_ADDRESS": address} | given)
+
+
 def test_every_problem_is_named_at_once():
     """An empty environment gives a sentence for each variable that is needed."""
     with pytest.raises(SettingsInvalid) as invalid:
@@ -66,6 +84,7 @@ def test_every_problem_is_named_at_once():
         ("SLACK_API_URL", "slack"),
         ("BREAKGLASS_PATIENCE_SECONDS", "0"),
         ("BREAKGLASS_PATIENCE_SECONDS", "half a minute"),
+        ("CAPTURE_ADDRESS", "here"),
         ("METRICS_ADDRESS", "here"),
         ("METRICS_ADDRESS", ":9464"),
         ("METRICS_ADDRESS", "127.0.0.1:0"),
