@@ -12,7 +12,7 @@ import http.client
 import json
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -75,7 +75,7 @@ def port(taking):
         yield ingest.port
 
 
-def post(port, body, *, path="/capture/orders", token="token-of-orders", **headers):
+def post(port, body, *, path="/capture/orders", token=TOKENS["orders"], **headers):
     """Post a body; the status and what is said."""
     connection = http.client.HTTPConnection(HOST, port, timeout=60)
     if not isinstance(body, bytes):
@@ -313,9 +313,8 @@ def test_over_tls_both_ends_check_each_other(taking, tmp_path):
             Poster(way, "orders", TOKENS["orders"], ca=str(other.file)).post(b"")
         with socket.create_connection((HOST, ingest.port), timeout=60) as raw:
             raw.sendall(b"POST /capture/orders HTTP/1.1\r\n\r\n")  # in clear: nobody answers
-            with pytest.raises(OSError, match=r".*"), raw.makefile("rb") as file:
-                if not file.readline().startswith(b"HTTP"):
-                    raise ConnectionError
+            with suppress(OSError):
+                assert not raw.recv(1000).startswith(b"HTTP")
     with pytest.raises(Refused, match="--ca"):
         Poster("https://x", "orders", "x", ca="nosuch")
     assert len(taking.taken) == 1
