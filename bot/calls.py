@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
+from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError, SlackClientError
@@ -47,6 +48,10 @@ UNREACHABLE: Final = frozenset(
         "not_in_channel",
         "messages_tab_disabled",
     }
+)
+# A file that Slack answers so about will not be taken the next time either.
+NO_FILES: Final = frozenset(
+    {"missing_scope", "not_allowed_token_type", "file_uploads_disabled", "file_uploads_except_images_disabled"}
 )
 # The message that was to be changed, or the thread that was to be answered, is no longer there.
 DELETED: Final = frozenset({"message_not_found", "cant_update_message", "edit_window_closed"})
@@ -109,10 +114,44 @@ def say(method: Callable[..., Any], message: Message, **args: object) -> Any:  #
     return call(method, text=message.text[:_MOST_PLAIN], blocks=[], **args)
 
 
+def upload(client: WebClient, name: str, data: bytes) -> str:
+    """Bring a file's bytes to Slack, where nobody sees them before :func:`share`; return its id. As :func:`call`."""
+    offer = call(client.files_getUploadURLExternal, filename=name, length=len(data))
+    handlers: list[BaseHandler] = [] if client.ssl is None else [HTTPSHandler(context=client.ssl)]
+    if client.proxy:
+        handlers.append(ProxyHandler({"http": client.proxy, "https": client.proxy}))
+    request = Request(str(offer["upload_url"]), data=data, method="POST")  # noqa: S310 - the address is Slack's own
+    request.add_header("Content-Type", "application/octet-stream")
+    try:
+        with build_opener(*handlers).open(request, timeout=client.timeout) as answer:
+            answer.read()
+    except (OSError, HTTPException, ValueError) as error:
+        # Bytes that nobody shares are not in any conversation.
+        raise TroubleError(f"no_answer_{type(error).__name__}", is_sure=True) from None
+    return str(offer["file_id"])
+
+
+def share(client: WebClient, file_id: str, title: str, channel: str, thread_ts: str | None) -> None:
+    """Post a file that was brought in. Raises :class:`TroubleError`."""
+    call(
+        client.files_completeUploadExternal,
+        files=[{"id": file_id, "title": title}],
+        channel_id=channel,
+        thread_ts=thread_ts,
+    )
+
+
 def metadata(request_id: str, key: str, first: int, last: int) -> dict[str, Any]:
     """Return what a post carries to be found again: the request ("" for none), its purpose, its entries."""
     payload = {"request": request_id, "key": key, "first": first, "last": last}
     return {"event_type": EVENT_TYPE, "event_payload": payload}
+
+
+def has_file(message: Mapping[str, Any], user_id: str, name: str) -> bool:
+    """Whether ``user_id``, the bot itself, shared a file of this name with the message."""
+    if message.get("user") != user_id:
+        return False
+    return any(isinstance(file, dict) and file.get("name") == name for file in message.get("files") or ())
 
 
 def payload_of(message: Mapping[str, Any], user_id: str) -> Mapping[str, Any]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 CARD: Final = "card"
 LINES: Final = "thread:"  # then the first and the last entry: "thread:12-14"
+FILES: Final = "file:"  # the list that belongs to a batch of commands: "file:12-4711"
 GONE: Final = "gone:"
 ERROR: Final = "error:"
 UNTIL: Final = "until:"
@@ -177,7 +178,11 @@ class Cursors:
         """Return the stored messages of the request other than the lines, by key."""
         with self._database.read() as session:
             found = session.exec(
-                select(Post).where(Post.request_id == request_id, ~col(Post.key).startswith(LINES, autoescape=True))
+                select(Post).where(
+                    Post.request_id == request_id,
+                    ~col(Post.key).startswith(LINES, autoescape=True),
+                    ~col(Post.key).startswith(FILES, autoescape=True),
+                )
             )
             return {post.key: post for post in found}
 
@@ -371,4 +376,4 @@ def part_of(key: str) -> Part:
     """Return the part to which the message of this key belongs."""
     if key == CARD:
         return Part.CARD
-    return Part.LINES if key.startswith(LINES) else Part.DIRECT
+    return Part.LINES if key.startswith((LINES, FILES)) else Part.DIRECT

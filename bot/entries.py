@@ -16,7 +16,9 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from bot import commands
 from bot.blockkit import Block, copyable, escape, label, mention, person, plain, plural, typed, when
+from storage import commands as told
 from storage.models import Outcome, State
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
@@ -466,6 +468,69 @@ def _close_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wo
     return f"Its record so far ({_number(record.data, 'count')} entries) was sealed for an export.", []
 
 
+def _command_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    """Say one command or session. (In a thread they are told together: ``commands.py``.)"""
+    one = told.of_record(record)
+    return f"`{escape(one.source, 80)}` recorded:", [copyable(commands.line(one))]
+
+
+def _find_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    """Say what came of a whole use: also that nothing is to be said against it."""
+    one = told.of_record(record)
+    found = " ".join(escape(plain(sentence, 300), 400) for sentence in one.findings if sentence)
+    counted = f"`{escape(one.source, 80)}` recorded {plural(one.count, 'command')} of this access."
+    return f"{counted} *{found}*" if found else f"{counted} Nothing in its record is out of place.", []
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    return f"`{escape(plain(str(data.get('source', '')), 80), 100)}`"
+
+
+def _gap_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    file, why = (escape(plain(str(data.get(key, "")), 200), 300) for key in ("file", "why"))
+    first, last = data.get("from"), data.get("to")
+    span = (
+        f", from {escape(str(first), 40)} to {escape(str(last), 40)}" if first is not None and last is not None else ""
+    )
+    line = (
+        f"*Lines of {_source(data)} were destroyed before they were read* (`{file}`{span}): {why}. Which commands "
+        "stood there is not known. Security: if nobody of you did that, look at who was on that machine."
+    )
+    return line, []
+
+
+def _down_line(record: Record, _who: str, case: Case | None, _name: str) -> Words:
+    data = record.data
+    since = _moment(data.get("since"))
+    begun = f" since {when(since, '{time_secs}')}" if since else ""
+    if case is None:
+        return f"*Nothing was heard of {_source(data)}*{begun}: commands there are not recorded at present.", []
+    line = (
+        f"*Nothing was heard of {_source(data)}*{begun}. What is done with this access meanwhile may not be on record; "
+        "lines that the target still writes come when the source is back."
+    )
+    return line, []
+
+
+def _up_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    since = _moment(record.data.get("since"))
+    quiet = f" It was quiet since {when(since, '{time_secs}')}." if since else ""
+    return f"{_source(record.data)} is heard of again.{quiet}", []
+
+
+def _unreadable_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    count = _number(data, "count")
+    were = "line was" if count == 1 else "lines were"
+    at = escape(plain(str(data.get("position", "")), 200), 300)
+    line = (
+        f"*{count} {were} not such as {_source(data)} writes*; the first stands at `{at}`. They are torn or forged, or "
+        "another program wrote them; only their hash is on record."
+    )
+    return line, []
+
+
 def _policy_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
     digest = escape(str(record.data.get("hash", ""))[:12], 20)
     if record.event == "policy:text":
@@ -510,6 +575,15 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.FAIL: _fail_line,
         Action.REVIEW: _review_line,
         Action.REMIND: lambda _r, _w, _c, _p: ("*The review is overdue.*", []),
+        told.RUN: _command_line,
+        told.CLOSE: _command_line,
+        told.STOP: _command_line,
+        told.STRANGER: _command_line,
+        told.FIND: _find_line,
+        told.GAP: _gap_line,
+        told.DOWN: _down_line,
+        "capture:up": _up_line,
+        "capture:unreadable": _unreadable_line,
         "log:export": _export_line,
         "request:close": _close_line,
         "policy:load": _policy_line,

@@ -25,7 +25,7 @@ from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import modals, views
+from bot import commands, modals, views
 from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
 from storage.audit import Actor
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 _BUTTON: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,9})")
 _PROPOSAL: Final = re.compile(r"([0-9]{1,18}) ([0-9a-f]{64})")
+_COMMANDS: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,6})")
 _SUBCOMMANDS: Final = ("help", "status", "review", "export", "hold", "unhold")
 
 
@@ -86,6 +87,8 @@ def register(
         (views.RELEASE, front.release),
         (views.REVOKE, front.revoke),
         (views.REVIEW, front.review_form),
+        (views.SHOW_COMMANDS, front.show_commands),
+        (views.LATER_COMMANDS, front.show_commands),
         (views.CONFIRM_PRUNING, front.confirm_pruning),
         (views.REJECT_PRUNING, front.reject_pruning),
     ):
@@ -502,6 +505,27 @@ class _Front:
         self.desk.review(click.actor, click.request_id, click.version, form, now=self.now())
         text = f"The review of {click.request_id} is filed and stands in its thread. Thank you."
         ack(response_action="update", view=modals.sentence(click.request_id, text))
+
+    # The commands.
+
+    def show_commands(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
+        """Show a page of the commands that a post is about, in a window or in the one that is open."""
+        match = _COMMANDS.fullmatch(str(body["actions"][0].get("value", "")))
+        if match is None:
+            raise Conflict("That button is not of this version of the bot. Nothing was changed.", code="unknown_button")
+        ack()
+        request_id, first, last, page = match[1], int(match[2]), int(match[3]), int(match[4])
+        opened = str((body.get("view") or {}).get("id") or "")
+        with ExitStack() as shown:
+            if opened:
+                shown.enter_context(speaking(client, opened, request_id))
+                view_id = opened
+            else:
+                view_id = shown.enter_context(filling(client, body["trigger_id"], modals.loading(request_id)))
+            self.desk.may_read(actor_of(body))
+            found, has_more = self.desk.executed(request_id, first, last, page, commands.PAGE)
+            about = f"{request_id} {first} {last}"
+            client.views_update(view_id=view_id, view=modals.commands_page(about, page, found, has_more=has_more))
 
     # What is pruned.
 

@@ -19,7 +19,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import entries, views
+from bot import commands, entries, views
 from bot.blockkit import (
     MOST_OPTIONS,
     Block,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from storage.commands import Command
     from storage.models import Request
     from workflows.control_group import Question
     from workflows.door import Case
@@ -419,6 +420,15 @@ def parcel(case: Case, made: Parcel) -> View:
         )
     )
     return _modal(views.CREDENTIAL, row.id, blocks)
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def commands_page(about: str, page: int, found: Sequence[Command | None], *, has_more: bool) -> View:
+    """Return one page, counted from 0, of the commands that a post is about. ``about``: its request and entries."""
+    request_id = about.partition(" ")[0]
+    return _modal(views.NOTICE, request_id, commands.window(found, about, page, has_more=has_more))
 
 
 # --- the review -------------------------------------------------------------------------------------------------------

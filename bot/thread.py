@@ -9,6 +9,8 @@ Rules
 * No post is lost or doubled. That a post is tried is committed before the call; whatever was tried and has no answer is
   looked up by its metadata before anything is posted again; a batch that was tried stays the same batch.
 * A picture has no queue: the newest is drawn, over whatever was there.
+* Commands may come by the thousand. They are gathered for a moment, told together, and never so often that another
+  request's lines would have to wait; what is dangerous, and whatever is not a command, does not wait for that.
 * A call that is limited or fails shuts its lane (``lanes.py``); the claim is given back before anybody waits. No call
   outlives the claim under which it was begun.
 * A person who cannot be written to is given up, with the reason; a channel never is, somebody can invite the bot again.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -27,11 +30,27 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from bot import views
-from bot.calls import DELETED, NO_THREAD, UNREACHABLE, TroubleError, call, metadata, payload_of, quiet_client, say
+from bot import commands, views
+from bot.batches import Batch, has_only_commands, next_batch, owed_file
+from bot.calls import (
+    DELETED,
+    NO_FILES,
+    NO_THREAD,
+    UNREACHABLE,
+    TroubleError,
+    call,
+    has_file,
+    metadata,
+    payload_of,
+    quiet_client,
+    say,
+    share,
+    upload,
+)
 from bot.cursors import (
     CARD,
     ERROR,
+    FILES,
     GONE,
     LINES,
     Claim,
@@ -45,10 +64,10 @@ from bot.cursors import (
     seconds_behind,
     setting,
     stuck,
-    tried_batch,
     until,
 )
 from bot.lanes import Limits, Turns, back_off
+from storage import commands as told
 from storage.audit import Damaged, read_entries
 from storage.database import DatabaseDown
 from storage.followers.runner import BEHIND
@@ -80,9 +99,11 @@ _AGAIN: Final = 1.0  # seconds until a unit that another follower holds is looke
 _LONGEST_WAIT: Final = 300.0
 _PATIENT_TRIES: Final = 3  # for the id behind a group's handle
 # Entries that call security: the log cannot be trusted, or what is out is not what it says.
-_CALLS_SECURITY: Final = frozenset({BEHIND, ALARM, ROTATE, ACCESS_ALARM, Action.LOSE})
+_CALLS_SECURITY: Final = frozenset({BEHIND, ALARM, ROTATE, ACCESS_ALARM, Action.LOSE, told.GAP})
 _ONCE_MORE: Final = timedelta(hours=1)  # until a proposal that cannot be judged is looked at again
 _SKEW: Final = timedelta(hours=1)  # by which Slack's clock and ours may differ
+_BREATH: Final = 1.0  # seconds between two looks at a request whose commands are being gathered
+_FILE_TRIES: Final = 3  # then the thread goes on without the list
 _PAGES: Final = 50  # of 200 messages, when a post is looked for
 
 # Slack allows about one post a second in a channel, with short bursts, and 50 updates a minute in a workspace.
@@ -130,7 +151,8 @@ class ThreadFollower:
     ``case`` and ``policy`` give what is drawn; ``now`` gives aware UTC. ``hold`` is how long a claim lasts whose holder
     has vanished; ``doubt`` is for how long a call that was cut may still be under way in Slack. ``pace=False`` leaves
     the pace to Slack's 429. ``first_wait``: seconds after a first failure. ``courtesy`` is called before each call of
-    Slack and may wait a moment for what is more urgent.
+    Slack and may wait a moment for what is more urgent. For so long commands ``gather`` before they are posted, and so
+    long is ``between`` two summaries of many.
     """
 
     def __init__(
@@ -150,6 +172,8 @@ class ThreadFollower:
         pace: bool = True,
         first_wait: float = 1.0,
         courtesy: Callable[[], object] = lambda: None,
+        gather: timedelta = timedelta(seconds=1.5),
+        between: timedelta = timedelta(seconds=4),
     ) -> None:
         self._database = database
         self._client = quiet_client(client, _CALL_SECONDS)
@@ -170,6 +194,12 @@ class ThreadFollower:
             database, name, holder or new_holder(), hold=max(hold, self._least_hold + _MARGIN), now=now
         )
         self._user_id: str | None = None
+        self._gather = gather
+        self._between = between
+        # By :func:`time.monotonic`, and only a courtesy: who rests is found by the tick all the same.
+        self._drawn: dict[Unit, float] = {}
+        self._rests: dict[Unit, float] = {}
+        self._summed: dict[Unit, float] = {}
 
     # ------------------------------------------------------------------------------------ running
 
@@ -193,11 +223,13 @@ class ThreadFollower:
 
     def wake(self, requests: frozenset[str]) -> None:
         """Follow these requests at once: they have new entries."""
+        now = time.monotonic()
         for request_id in requests:
-            if request_id:
-                self._turns.put(Unit(Part.CARD, request_id), unless_parked=True)
-                self._turns.put(Unit(Part.DIRECT, request_id))
-            self._turns.put(Unit(Part.LINES, request_id), unless_parked=True)
+            for part in Part if request_id else (Part.LINES,):
+                unit = Unit(part, request_id)
+                # Thousands of commands are hundreds of commits: whoever rests runs by itself in a moment.
+                if self._rests.get(unit, 0.0) <= now:
+                    self._turns.put(unit, unless_parked=part is not Part.DIRECT)
 
     def tick(self) -> None:
         """Find what is behind its log: after an outage, after a crash, from another bot. Raises DatabaseDown."""
@@ -273,6 +305,8 @@ class ThreadFollower:
             return set()
         if look.cursor >= look.newest and (look.has_card or unit.part is not Part.CARD) and not look.are_over:
             return set()
+        if unit.part is not Part.LINES and look.has_card and self._is_resting(unit, look.cursor):
+            return set()
         # 2. The claim.
         claim = self._cursors.take(unit)
         if claim is None:
@@ -305,6 +339,23 @@ class ThreadFollower:
         if unit.part is Part.CARD:
             self._turns.put(Unit(Part.LINES, unit.request_id), unless_parked=True)
         return claim.blocked
+
+    def _is_resting(self, unit: Unit, cursor: int) -> bool:
+        """Whether a picture need not be drawn again yet: it was a moment ago, and nothing but commands came since."""
+        now = time.monotonic()
+        left = self._drawn.get(unit, -math.inf) + _BREATH - now
+        if left > 0:
+            with self._database.read() as session:
+                if has_only_commands(session, unit.request_id, cursor):
+                    self._rest(unit, left)
+                    return True
+        _note(self._drawn, unit, now)
+        return False
+
+    def _rest(self, unit: Unit, seconds: float) -> None:
+        """Let a unit run by itself, and not before."""
+        _note(self._rests, unit, time.monotonic() + seconds)
+        self._turns.put(unit, after=seconds)
 
     def _failed(self, claim: Claim, reason: str) -> None:
         claim.failed = reason
@@ -473,53 +524,96 @@ class ThreadFollower:
     def _write_lines(self, claim: Claim) -> None:
         request_id = claim.unit.request_id
         while True:
-            # 1. A batch that was tried stays as it is; otherwise everything that waits is one batch.
+            # 1. A batch that was tried stays as it is, and its list comes before what follows.
             with self._database.read() as session:
-                tried = tried_batch(session, request_id, claim.cursor)
-                records = read_entries(
-                    session,
-                    request_id=request_id,
-                    after=claim.cursor,
-                    until_seq=None if tried is None else tried.last_seq,
-                    limit=None if tried is not None else views.MOST_IN_POST,
-                )
                 card = session.get(Post, (request_id, CARD)) if request_id else None
+                owed = owed_file(session, request_id, claim.cursor)
+                batch = None if owed is not None else next_batch(session, request_id, claim.cursor)
             if not request_id:
                 self._take_buttons(claim)  # before the cursor passes what decided it
-            if not records:
-                return
             if request_id and (card is None or card.ts is None):
                 return  # it was taken away meanwhile
+            if owed is not None:
+                if not self._post_file(claim, owed, card):
+                    return
+                claim.seen = claim.cursor = owed.last_seq or claim.cursor
+                continue
+            if batch is None:
+                return
             # Read after the entries: a row that is older than they are does not know yet what they tell of.
             case = self._case(request_id) if request_id else None
-            claim.seen = records[-1].seq
+            claim.seen = batch.last
             # 2. If it was tried: is it there?
-            if tried is not None:
-                match self._find(claim, tried, card):
+            if batch.tried is not None:
+                match self._find(claim, batch.tried, card):
                     case _Found.LATER:
                         return
                     case _Found.THERE | _Found.NEVER:
-                        if tried.ts is not None and (offer := views.proposal_in(records)) and not request_id:
+                        tried, offer = batch.tried, views.proposal_in(batch.records)
+                        if tried.ts is not None and offer and not request_id:
                             claim.later(setting("", tried.key, picture=until(offer.at + LASTS)))
-                        claim.cursor = claim.seen
+                        self._told(claim, batch, tried.target)
                         continue
                     case _Found.ABSENT:
                         pass
+            elif (seconds := self._patience(claim.unit, batch)) > 0:
+                _note(self._rests, claim.unit, time.monotonic() + min(seconds, _BREATH))
+                claim.wait(min(seconds, _BREATH))
+                return
             # 3. Post it. The cursor moves in the transaction that stores the answer.
-            if not self._post_lines(claim, case, records, card=card, tried=tried):
+            if not self._post_lines(claim, case, batch, card):
                 return
 
-    def _post_lines(
-        self, claim: Claim, case: Case | None, records: Sequence[Record], *, card: Post | None, tried: Post | None
-    ) -> bool:
+    def _patience(self, unit: Unit, batch: Batch) -> float:
+        """Return for how many seconds commands are still gathered; 0 for what must not wait."""
+        if not batch.has_commands or batch.is_followed:
+            return 0.0
+        if any(told.of_record(record).is_alarming for record in batch.records):
+            return 0.0
+        gathered = batch.records[0].at + self._gather - self._now()
+        rested = self._summed.get(unit, -math.inf) + self._between.total_seconds() - time.monotonic()
+        return max(gathered.total_seconds(), rested)
+
+    def _told(self, claim: Claim, batch: Batch, target: str, **found: Any) -> None:  # noqa: ANN401 - columns
+        """Move the cursor behind what is posted, or note first that its list is owed."""
         request_id = claim.unit.request_id
-        first, last = records[0].seq, records[-1].seq
-        key = f"{LINES}{first}-{last}"
+        if found:
+            claim.later(setting(request_id, f"{LINES}{batch.first}-{batch.last}", **found))
+        if batch.has_commands and batch.count >= commands.FILE_FROM:
+            _note(self._summed, claim.unit, time.monotonic())
+            key = f"{FILES}{batch.first}-{batch.last}"
+            claim.later(setting(request_id, key, target=target, first_seq=batch.first, last_seq=batch.last))
+            self._cursors.write(claim)
+        else:
+            claim.cursor = batch.last
+
+    def _message(self, claim: Claim, case: Case | None, batch: Batch, ended: Fate | None) -> views.Message:
+        """Draw a batch."""
+        if not batch.has_commands:
+            records = batch.records
+            mentions = self._mentions(claim, case, records)
+            return views.post(records, case, self._policy(), mentions=mentions, fate=ended)
+        request_id = claim.unit.request_id
+        with self._database.read() as session:
+            tally = told.tally(session, request_id, first=batch.first, last=batch.last)
+        few = [told.of_record(record) for record in batch.records if not record.is_pruned]
+        security = self._policy().security if tally.dangers else ()
+        text, blocks = commands.post(
+            few,
+            tally,
+            f"{request_id} {batch.first} {batch.last}" if request_id else "",
+            called=" ".join(self._mention(claim, name) for name in security),
+            with_file=batch.count >= commands.FILE_FROM,
+        )
+        return views.Message(f"{request_id}: {text}" if request_id else text, blocks)
+
+    def _post_lines(self, claim: Claim, case: Case | None, batch: Batch, card: Post | None) -> bool:
+        request_id, tried = claim.unit.request_id, batch.tried
+        key = f"{LINES}{batch.first}-{batch.last}"
         channel = self._policy().incident_channel if card is None else card.channel or card.target
-        mentions = self._mentions(claim, case, records)
-        ended = self._fate(records) if case is None else None
-        message = views.post(records, case, self._policy(), mentions=mentions, fate=ended)
-        offer = views.proposal_in(records) if case is None and ended is None else None
+        ended = self._fate(batch.records) if case is None else None
+        message = self._message(claim, case, batch, ended)
+        offer = views.proposal_in(batch.records) if case is None and ended is None else None
         lanes = (f"channel {channel}", f"post {channel}")
         if not self._enter(claim, lanes):
             return False
@@ -531,8 +625,8 @@ class ThreadFollower:
                     request_id,
                     key,
                     target=channel,
-                    first_seq=first,
-                    last_seq=last,
+                    first_seq=batch.first,
+                    last_seq=batch.last,
                     tried_at=self._now() if tried is None else tried.tried_at,
                 ),
             )
@@ -541,7 +635,7 @@ class ThreadFollower:
                 message,
                 channel=channel,
                 thread_ts=None if card is None else card.ts,
-                metadata=metadata(request_id, key, first, last),
+                metadata=metadata(request_id, key, batch.first, batch.last),
                 unfurl_links=False,
                 unfurl_media=False,
             )
@@ -558,9 +652,54 @@ class ThreadFollower:
         finally:
             self._turns.leave(lanes)
         self._turns.heal(lanes[0])
-        claim.cursor = last
         picture = None if offer is None else until(offer.at + LASTS)
-        claim.later(setting(request_id, key, channel=answer["channel"], ts=answer["ts"], picture=picture))
+        self._told(claim, batch, channel, channel=answer["channel"], ts=answer["ts"], picture=picture)
+        return True
+
+    def _post_file(self, claim: Claim, owed: Post, card: Post | None) -> bool:
+        """Share the list that belongs to a summary; return whether it is there, or never will be."""
+        request_id, key = owed.request_id, owed.key
+        if (owed.picture or "").startswith(GONE) or owed.ts is not None:
+            return True
+        if owed.tried_at is not None:
+            match self._find(claim, owed, card):
+                case _Found.LATER:
+                    return False
+                case _Found.THERE | _Found.NEVER:
+                    return True
+                case _Found.ABSENT:
+                    pass
+        first, last = owed.first_seq or 0, owed.last_seq
+        name = commands.file_name(request_id, first, last or 0)
+        with self._database.read() as session:
+            listed = told.each(session, request_id, first=first, last=last)
+            data = b"".join(commands.file_lines(request_id, listed))
+        channel = owed.target if card is None else card.channel or card.target
+        lanes = (f"channel {channel}", "files.completeUploadExternal")
+        if not self._enter(claim, lanes):
+            return False
+        began = None
+        try:
+            self._outlive_a_call(claim)
+            file_id = upload(self._client, name, data)
+            began = owed.tried_at or self._now()
+            self._cursors.write(claim, setting(request_id, key, tried_at=began))
+            title = f"Commands of {request_id}" if request_id else "Commands that no request explains"
+            share(self._client, file_id, title, channel, None if card is None else card.ts)
+        except TroubleError as trouble:
+            if trouble.wait is None and (trouble.reason in NO_FILES or claim.failures >= _FILE_TRIES):
+                # The thread is worth more than the list, which the window and an export have, too.
+                log.warning("%s: %s is given up: %s", request_id, name, trouble.reason)
+                claim.later(setting(request_id, key, picture=GONE + trouble.reason))
+                return True
+            may_exist_since = owed.tried_at if trouble.is_sure else began
+            claim.later(setting(request_id, key, picture=ERROR + trouble.reason, tried_at=may_exist_since))
+            self._trouble(claim, lanes, trouble)
+            return False
+        finally:
+            self._turns.leave(lanes)
+        self._turns.heal(lanes[0])
+        claim.later(setting(request_id, key, channel=channel, ts=file_id, picture=None))
         return True
 
     def _fate(self, records: Sequence[Record]) -> Fate | None:
@@ -603,7 +742,8 @@ class ThreadFollower:
         done = [record for record in records if record.refused is None]
         events = {record.event for record in done}
         called: dict[str, str] = {}
-        if alarms := events & _CALLS_SECURITY:
+        # (That lines were destroyed is told once for all and in each thread that it concerns: one call is enough.)
+        if alarms := events & (_CALLS_SECURITY if case is None else _CALLS_SECURITY - {told.GAP}):
             security = " ".join(self._mention(claim, name) for name in self._policy().security)
             called |= dict.fromkeys(alarms, security)
         if case is None:
@@ -665,7 +805,7 @@ class ThreadFollower:
         log.info("%s: %s had been posted", post.request_id, post.key)
         post.channel, post.ts = channel, ts
         # Lines have no picture; of anything else, an error's place is taken by drawing it once more.
-        cleared = {"picture": None} if post.key.startswith(LINES) else {}
+        cleared = {"picture": None} if post.key.startswith((LINES, FILES)) else {}
         claim.later(setting(post.request_id, post.key, channel=channel, ts=ts, **cleared))
         return _Found.THERE
 
@@ -690,6 +830,11 @@ class ThreadFollower:
             self._outlive_a_call(claim)
             answer = call(method, **args)
             for message in answer.get("messages", ()):
+                if post.key.startswith(FILES):
+                    name = commands.file_name(post.request_id, post.first_seq or 0, post.last_seq or 0)
+                    if has_file(message, self._user_id, name):
+                        return str(message["ts"])
+                    continue
                 payload = payload_of(message, self._user_id)
                 if (payload.get("request"), payload.get("key")) == (post.request_id, post.key):
                     return str(message["ts"])
@@ -739,6 +884,17 @@ class ThreadFollower:
 
 
 # --- small things -----------------------------------------------------------------------------------------------------
+
+_MOST_NOTED: Final = 1000
+
+
+def _note(moments: dict[Unit, float], unit: Unit, at: float) -> None:
+    """Note a moment, and forget those that are long past."""
+    if len(moments) > _MOST_NOTED:
+        for old in sorted(moments, key=lambda one: moments[one])[: _MOST_NOTED // 2]:
+            moments.pop(old, None)
+    moments[unit] = at
+
 
 _PICTURES: Final[Mapping[str, Callable[..., views.Message]]] = {
     CARD: views.card,

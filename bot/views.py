@@ -21,7 +21,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from bot import entries
+from bot import commands, entries
 from bot.blockkit import (
     MOST_BLOCKS,
     MOST_TEXT,
@@ -75,6 +75,8 @@ REVOKE: Final = Action.REVOKE.value
 INTERCEPT: Final = Action.INTERCEPT.value
 REVIEW: Final = Action.REVIEW.value
 ASK: Final = "request:form"  # on the Home tab: opens the form
+SHOW_COMMANDS: Final = commands.SHOW  # below a post that does not show all of them
+LATER_COMMANDS: Final = commands.LATER  # in the window that it opens
 CONFIRM_PRUNING: Final = CONFIRM
 REJECT_PRUNING: Final = REJECT
 

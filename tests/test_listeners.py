@@ -21,12 +21,14 @@ from counter import CARL, CHEN, PATIENCE, POLICY, RITA, SAM, TEAM, Counter
 from sandbox_app import bolted, client_of
 from slack_bolt import App
 
-from bot import listeners, modals, views
+from bot import commands, listeners, modals, views
 from bot.demo.run import SEED
 from bot.directory import SlackDirectory
 from bot.sandbox.driver import Driver, wait_for
 from bot.sandbox.server import Sandbox
-from storage.audit import Actor
+from bot.sandbox.workspace import BOT_USER
+from storage import commands as told
+from storage.audit import Actor, append
 from storage.database import Database, DatabaseDown
 from storage.models import State
 from workflows import policy as rules
@@ -717,3 +719,53 @@ def test_every_form_s_words_are_the_desk_s(office):
     view = modals.request_form([account], policy, account=account, level=level, verdict=None)
     inputs = {block["block_id"] for block in view["blocks"] if block["type"] == "input"}
     assert inputs == {"account", "level", "threshold", "reason", "standard_path", "incident", "duration"}
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def _summary(office, row, count):
+    """Post a summary of so many commands of a request, as the follower does, and return it."""
+    with office.desk.database.write() as session:
+        seqs = [
+            append(
+                session,
+                event="command:run",
+                at=office.desk.now,
+                actor=RITA,
+                request_id=row.id,
+                data={"source": "orders-pg", "text": f"SELECT {number} -- <!channel>", "class": "read"},
+            ).seq
+            for number in range(count)
+        ]
+    with office.desk.database.read() as session:
+        tally = told.tally(session, row.id)
+        few = [one for one in told.each(session, row.id, limit=20) if one]
+    text, blocks = commands.post(few, tally, f"{row.id} {seqs[0]} {seqs[-1]}")
+    sent = office.client.chat_postMessage(channel=ROOM, text=text, blocks=blocks)
+    return next(m for m in office.as_(CARL).messages(ROOM) if m["ts"] == sent["ts"])
+
+
+def test_show_all_pages_through_every_command(office):
+    """The window shows all commands of the post, page by page and back; nothing in it rings anybody."""
+    message = _summary(office, office.desk.ask(), commands.PAGE + 5)
+    office.as_(CARL).click(message, views.SHOW_COMMANDS)
+    view = office.window(CARL, "SELECT 24 ")
+    assert "SELECT 0 -- <!channel>" in str(view["blocks"])
+    assert "SELECT 25 " not in str(view["blocks"])
+    office.as_(CARL).click(view, views.LATER_COMMANDS)
+    view = office.window(CARL, "SELECT 29 ")
+    assert "SELECT 24 " not in str(view["blocks"])
+    office.as_(CARL).click(view, views.SHOW_COMMANDS)
+    office.window(CARL, "SELECT 0 ")
+
+
+def test_a_guest_is_not_shown_the_commands(office):
+    """Attack: a guest of the incident channel presses "Show all" and reads nothing more than the post."""
+    message = _summary(office, office.desk.ask(), 20)
+    office.driver.add_person("U0GUEST", "gil", is_guest=True)
+    office.driver.change_channel(ROOM, members=["U0GUEST", "U0CARL", "U0RITA", BOT_USER])
+    guest = office.driver.as_("U0GUEST")
+    guest.click(message, views.SHOW_COMMANDS)
+    view = wait_for(lambda: next((v for v in [guest.view()] if v and "full members" in str(v["blocks"])), None))
+    assert "SELECT" not in str(view["blocks"])

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlmodel import col, select
 
+from storage import commands
 from storage.models import Answer, Decision, Outcome, Request, Review, State
 from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
@@ -538,6 +539,22 @@ class Desk(Issuer):
             roster = rules.gather(self.directory, self.policy, None, (actor.person,))
             if not rules.is_auditor(self.policy, roster, actor.person):
                 raise NotAllowed("Only the auditors named in the policy may export the log.")
+
+    def may_read(self, actor: Actor) -> None:
+        """Refuse whoever is no full member of this workspace: guests see the channel, and not all that was run."""
+        self._own_team(actor)
+        person = self.directory.person(actor.person)
+        if person is None or person.inability() is not None:
+            raise NotAllowed("Only full members of this workspace may read the commands.")
+
+    def executed(
+        self, request_id: str, first: int, last: int, page: int, size: int
+    ) -> tuple[list[commands.Command | None], bool]:
+        """Return a page (from 0) of what entries ``first`` to ``last`` say was run, and whether another one follows."""
+        with self._read() as session:
+            listed = commands.each(session, request_id, first=first, last=last, skip=page * size, limit=size + 1)
+            found = list(listed)
+        return found[:size], len(found) > size
 
     # ------------------------------------------------------------------------------------ the clock
 
