@@ -298,7 +298,13 @@ def _clean(value: object, depth: int) -> Any:  # noqa: ANN401 - JSON in, JSON ou
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
             raise TypeError("data has a name that is not text")
-        copied = {_clean(name, depth): _clean(item, depth + 1) for name, item in value.items()}
+        copied = {
+            # Most of it is plain text, and a burst of commands has much of it.
+            name if name.isascii() else _clean(name, depth): item
+            if type(item) is str and item.isascii()
+            else _clean(item, depth + 1)
+            for name, item in value.items()
+        }
         if len(copied) != len(value):
             raise ValueError("two names in data become the same")
         return copied

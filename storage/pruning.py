@@ -167,4 +167,6 @@ def prune(session: Write, apply_seq: int, ranges: Ranges) -> None:
         parts,
     )
     connection.execute(text("UPDATE entry SET body = NULL WHERE seq BETWEEN :first AND :last"), parts)
+    # What stands beside the log goes with the last entry that names it.
+    connection.execute(text("DELETE FROM payload WHERE last_seq BETWEEN :first AND :last"), parts)
     session.expire_all()

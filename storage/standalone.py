@@ -738,7 +738,7 @@ class Grant:
     """One credential, as the log tells of it. Times are the log's words; None: it did not come to that."""
 
     __slots__ = (
-        *("accessor", "delivery", "ended", "expires", "identity", "intended", "issued", "lease", "number"),
+        *("accessor", "capture", "delivery", "ended", "expires", "identity", "intended", "issued", "lease", "number"),
         *("open_until", "opened", "path", "token", "unopened", "wrapping"),
     )
 
@@ -753,6 +753,7 @@ class Grant:
         self.lease: str | None = None
         self.identity: str | None = None
         self.path: str | None = None
+        self.capture: str | None = None  # the source that records what is done with it
         self.delivery: str | None = None  # of one that was handed out unseen: how
         self.wrapping: str | None = None  # the SHA-256 of its wrapping token's accessor
         self.open_until: datetime | None = None
@@ -1143,6 +1144,7 @@ class Replay:
                 self._find(Kind.MALFORMED, seq, "It was issued without a token on record.", case)
             grant.issued, grant.expires = entry["at"], expires
             grant.lease, grant.identity = _text(data.get("lease")), _text(data.get("identity"))
+            grant.capture = _text(data.get("capture_source"))
             grant.delivery, grant.wrapping = _text(data.get("delivery")), _text(data.get("wrapping_accessor_sha256"))
             grant.open_until = read_data_time(data.get("open_until"))
         case.expires = case.expires or expires
@@ -1236,7 +1238,11 @@ class Replay:
             latest = _later(read_time(case.ended), _OTHER_CLOCK)
             if at is None or latest is None or at > latest:
                 self._find(Kind.AFTER_END, seq, f"The credential was used after its end, {case.ended}.", case)
-        elif not case.is_partial and not any(grant.issued for grant in case.grants.values()):
+        elif not case.is_partial and not any(
+            # A token of Vault's makes the credential, and its calls are recorded, too.
+            grant.issued or (grant.token and entry.get("data", {}).get("kind") == "call")
+            for grant in case.grants.values()
+        ):
             self._find(Kind.BEFORE_APPROVAL, seq, "The credential was used before it was issued.", case)
 
     def _recorded(self, seq: int, about: Case | None, event: str, data: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from storage import audit, merkle, proofs, pruning
 from storage.audit import Damaged
 from storage.database import Clash, Database
 from storage.export import export
-from storage.models import Entry, Pruned
+from storage.models import Entry, Payload, Pruned
 from storage.verify import Report, verify_file
 
 if TYPE_CHECKING:
@@ -414,6 +414,17 @@ def test_attack_words_in_the_row_of_a_pruned_entry(database: Database, tmp_path:
     (tmp_path / "forged.csv").write_bytes(b"".join(lines))
     (finding,) = verify_file(tmp_path / "forged.csv").findings
     assert finding == (1, "Its body was pruned, and its readable columns say something.")
+
+
+def test_what_stands_beside_the_log_goes_with_the_last_entry_that_names_it(database: Database) -> None:
+    """A statement that is too long for an entry is pruned with it, and not while another entry still has it."""
+    fill(database, 4)
+    with database.write() as session:
+        session.add(Payload(sha256="a" * 64, body=b"SELECT 1", last_seq=1))
+        session.add(Payload(sha256="b" * 64, body=b"SELECT 2", last_seq=3))
+    prune(database, (0, 1))
+    with database.read() as session:
+        assert [payload.sha256 for payload in session.execute(select(Payload)).scalars()] == ["b" * 64]
 
 
 def test_a_claim_is_what_the_written_format_says(database: Database) -> None:

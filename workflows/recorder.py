@@ -18,24 +18,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from sqlmodel import col, or_, select
+from sqlmodel import col, select
 
-from storage.audit import SYSTEM, Actor, Draft, append_all, parse, write_time
-from storage.models import CaptureLine, CaptureSession, CaptureSource, CaptureUse, Entry, Grant, Payload, Request
+from storage.audit import SYSTEM, Draft, append_all, write_time
+from storage.models import CaptureLine, CaptureSession, CaptureSource, CaptureUse, Payload
+from workflows.attribution import OTHER_CLOCK, Owner, Owners
 from workflows.capture_watch import GAP, UP, close, new_use, say_of_source, tell_findings, touch
 from workflows.captures import CAPTURES
 from workflows.captures.seam import Kind, Line, Unreadable
 from workflows.captures.wording import classify, redact
 from workflows.door import database_errors
-from workflows.engines import ENGINES
-from workflows.engines.seam import Exclusive
 from workflows.errors import Invalid
-from workflows.trial import LIFE, TRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 
     from sqlmodel import Session
 
-    from storage.audit import JSON
+    from storage.audit import JSON, Actor
     from storage.database import Database, Write
     from workflows.capture_rules import SourceRules
     from workflows.captures.seam import Capture
@@ -62,14 +60,9 @@ _MOST_ALARM: Final = 1_000
 _MOST_WORD: Final = 200  # characters of a name
 _AT_ONCE: Final = 500  # lines in one transaction
 _MOST_LISTED: Final = 100  # gaps of a session, holes of it, other databases of a request
-OTHER_CLOCK: Final = timedelta(seconds=5)  # by which a target's clock may be away from ours
 _COUNTED: Final = frozenset({Kind.OPENED, Kind.CLOSED, Kind.HOLE, Kind.NOTE})  # they are no entries of their own
 _HEARTBEAT: Final = timedelta(seconds=1)  # is not written down more often
 _DIALECTS: Final = {"mariadb": "mysql"}  # of sqlglot, where it is not PostgreSQL's
-
-# What begins so is named by our engines after a request (``engines/naming.py``).
-_MARK: Final = re.compile(r"bg-([0-9a-z]{4,12})-.*", re.DOTALL)
-_REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +93,6 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class _Owner:
-    """Whose a line is. ``name`` is the identity's, as it is stored; ``database`` the level's own, where it has one."""
-
-    request_id: str
-    name: str
-    actor: Actor
-    ended_at: datetime | None
-    database: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Read:
     """A raw line with what it says; ``lines`` is None when it cannot be read."""
 
@@ -125,7 +107,7 @@ class _Told:
 
     read: _Read
     line: Line
-    owner: _Owner | None
+    owner: Owner | None
     draft: Draft | None
     whole: bytes | None = None  # the text, redacted, when the entry holds only its beginning
 
@@ -166,7 +148,7 @@ class Recorder:
         with database_errors(), self.database.read() as session:
             heard = session.get(CaptureSource, rules.name)
             known = _known(session, (*telling, *gaps))
-            owners = _Owners(session, policy, (line for read in telling.values() for line in read.lines or ()))
+            owners = Owners(session, policy, (line for read in telling.values() for line in read.lines or ()))
         fresh = [read for key, read in telling.items() if key not in known]
         told = [one for read in fresh for one in _tell(rules, capture, read, owners)]
         unread = [read for read in fresh if read.lines is None]
@@ -196,8 +178,8 @@ def _gaps(portion: Iterable[Raw | Gap]) -> Iterator[Gap]:
 
 def _key(source: str, file: str, place: str, line: bytes) -> bytes:
     # Lengths first, or a file's name could end like another one's place begins.
-    head = json.dumps([source, file, place]).encode()
-    return hashlib.sha256(b"%d:%b%b" % (len(head), head, line)).digest()
+    head = f"{len(source)}:{source}{len(file)}:{file}{len(place)}:{place}"
+    return hashlib.sha256(head.encode("utf-8", "surrogatepass") + line).digest()
 
 
 def _lines(capture: Capture, raw: Raw) -> tuple[Line, ...] | None:
@@ -217,116 +199,10 @@ def _known(session: Session, keys: Sequence[bytes]) -> set[bytes]:
     return set(session.exec(select(CaptureLine.key).where(col(CaptureLine.key).in_(keys))))
 
 
-class _Owners:
-    """Whose the lines of a portion are, as the grants on record say."""
-
-    def __init__(self, session: Session, policy: Policy, lines: Iterable[Line]) -> None:
-        names: set[str] = set()
-        requests: set[str] = set()
-        calls: list[Line] = []
-        for line in lines:
-            names.add(line.identity)
-            requests |= {name for name in (_marked(line.identity), line.request) if name and _REQUEST.fullmatch(name)}
-            if line.kind is Kind.CALL:
-                calls.append(line)
-        self._grants: list[tuple[Grant, str, str]] = []
-        # PostgreSQL takes no NUL in a text, and no grant has one.
-        asked = [name for name in names if name and "\x00" not in name]
-        if asked or requests:
-            query = (
-                select(Grant, Request.team, Request.requester)
-                .join(Request, col(Request.id) == Grant.request_id)
-                .where(
-                    or_(
-                        col(Grant.identity).in_(asked),
-                        col(Grant.accessor).in_(asked),
-                        col(Grant.request_id).in_(sorted(requests)),
-                    )
-                )
-                .order_by(col(Grant.id))
-            )
-            self._grants = list(session.exec(query))
-        self._making = _making(policy) if calls else frozenset()
-        self._trials = _trials(session, [line for line in calls if line.request is not None])
-
-    def of(self, line: Line) -> _Owner | None:
-        """Return whose a line is; None: nobody's that is known."""
-        found = [row for row in self._grants if line.identity in (row[0].identity, row[0].accessor)]
-        if not found and (mark := _marked(line.identity)) is not None:
-            # Its name is not on record: the bot died after it was made, or Vault handed it out unseen.
-            found = [row for row in self._grants if _is_unnamed(row[0], mark)]
-        if not found:
-            return None
-        grant, team, requester = next((row for row in reversed(found) if _is_within(row[0], line.at)), found[-1])
-        if isinstance(ENGINES[grant.engine], Exclusive) and not _is_within(grant, line.at):
-            return None  # an account that exists: outside of the grants nobody has it
-        if line.request is not None and line.request != grant.request_id:
-            return None  # it says itself that it is another one's
-        # An accessor, by which a token can be ended, is not stored in clear.
-        name = line.identity if line.identity != grant.accessor else grant.identity
-        return _Owner(
-            grant.request_id,
-            name or f"{grant.request_id}-{grant.number}".lower(),
-            Actor(team, requester),
-            grant.ended_at,
-            grant.options.get("database"),
-        )
-
-    def is_stranger(self, line: Line) -> bool:
-        """Whether a line that is nobody's must not be there."""
-        if line.kind is Kind.NOTE:
-            return False  # nobody got in
-        if _marked(line.identity) is not None:
-            return True
-        if line.request is not None and _REQUEST.fullmatch(line.request):
-            # What is being opened right now has a token, and its accessor is about to be put on record.
-            return not any(row[0].request_id == line.request and _is_opening(row[0]) for row in self._grants)
-        if line.kind is Kind.CALL and line.text.partition(" ")[2].strip("/") in self._making:
-            return line.request not in self._trials
-        return any(row[0].identity == line.identity for row in self._grants)
-
-
-def _making(policy: Policy) -> frozenset[str]:
-    """Return the paths of Vault where a level's credential, or the token for it, is made."""
-    settings = [level.settings for account in policy.accounts.values() for level in account.levels.values()]
-    paths = [ENGINES[one.engine].path(one.options).strip("/") for one in settings]
-    return frozenset((*paths, *(f"auth/token/create/{one.token_role}" for one in settings)))
-
-
-def _trials(session: Session, calls: Sequence[Line]) -> frozenset[str]:
-    """Return the names of the trials of a level (``trial.py``) that were on around these calls."""
-    if not calls:
-        return frozenset()
-    first, last = min(line.at for line in calls), max(line.at for line in calls)
-    query = select(Entry.body).where(
-        Entry.event == TRY, col(Entry.at) >= first - 2 * LIFE, col(Entry.at) <= last + OTHER_CLOCK
-    )
-    return frozenset(str(parse(body).data.get("name")) for body in session.exec(query) if body is not None)
-
-
-def _is_unnamed(grant: Grant, request_id: str) -> bool:
-    return grant.request_id == request_id and grant.identity is None and grant.accessor is not None
-
-
-def _is_opening(grant: Grant) -> bool:
-    return grant.accessor is None and grant.ended_at is None
-
-
-def _marked(identity: str) -> str | None:
-    """Return the request that a name is made after, if it is one of ours."""
-    match = _MARK.fullmatch(identity)
-    return f"BG-{match[1].upper()}" if match else None
-
-
-def _is_within(grant: Grant, at: datetime) -> bool:
-    begun = grant.accessor_at or grant.intended_at
-    return begun - OTHER_CLOCK <= at and (grant.ended_at is None or at <= grant.ended_at + OTHER_CLOCK)
-
-
 # --- telling -------------------------------------------------------------------------------------------------------
 
 
-def _tell(rules: SourceRules, capture: Capture, read: _Read, owners: _Owners) -> Iterator[_Told]:
+def _tell(rules: SourceRules, capture: Capture, read: _Read, owners: Owners) -> Iterator[_Told]:
     """Give what is ours of a raw line."""
     for line in read.lines or ():
         owner = owners.of(line)
@@ -336,7 +212,7 @@ def _tell(rules: SourceRules, capture: Capture, read: _Read, owners: _Owners) ->
             yield _told(rules, capture, read, line, None)
 
 
-def _told(rules: SourceRules, capture: Capture, read: _Read, line: Line, owner: _Owner | None) -> _Told:
+def _told(rules: SourceRules, capture: Capture, read: _Read, line: Line, owner: Owner | None) -> _Told:
     if line.kind in _COUNTED:
         return _Told(read, line, owner, None)
     clean = redact(line.text, line.argv)
@@ -370,6 +246,7 @@ def _told(rules: SourceRules, capture: Capture, read: _Read, line: Line, owner: 
     return _Told(read, line, owner, draft, whole)
 
 
+@lru_cache(4096)
 def _word(name: str | None) -> str | None:
     """Return a name of the target's as it may stand in a table and in an entry."""
     if name is None:
@@ -520,52 +397,56 @@ class _Batch:
         place = "?" if self._session.kind == "sqlite" else "%s"
         self._session.run_many(f"INSERT INTO capture_line (key, seq) VALUES ({place}, {place})", list(keys.items()))
 
-    def _count_sessions(self, told: Sequence[tuple[_Told, _Owner]]) -> None:
-        rows: dict[tuple[str, str], CaptureSession] = {}
-        actors: dict[tuple[str, str], Actor] = {}
+    def _count_sessions(self, told: Sequence[tuple[_Told, Owner]]) -> None:
+        tallies: dict[tuple[str, str], tuple[CaptureSession, _Tally, Actor]] = {}
         for one, owner in told:
             key = (_word(one.line.session) or "", _word(owner.name) or "")
-            row = rows.get(key)
-            if row is None:
-                found = self._session.get(CaptureSession, (self._rules.name, *key))
-                row = rows[key] = found or _new_session(self._rules.name, *key, owner.request_id)
-                row.told = False
-                actors[key] = owner.actor
-            _count(row, one.line)
-        self._session.add_all(rows.values())
+            found = tallies.get(key)
+            if found is None:
+                row = self._session.get(CaptureSession, (self._rules.name, *key))
+                row = row or _new_session(self._rules.name, *key, owner.request_id)
+                found = tallies[key] = (row, _Tally(row), owner.actor)
+            found[1].count(one.line)
+        for row, tally, _ in tallies.values():
+            tally.write(row)
+            row.told = False
+            self._session.add(row)
         self._session.flush()
-        ended = [(row, actors[key]) for key, row in rows.items() if row.closed_at is not None]
+        ended = [(row, actor) for row, _, actor in tallies.values() if row.closed_at is not None]
         if ended:
             close(self._session, ended, now=self._now)
 
-    def _count_uses(self, told: Sequence[tuple[_Told, _Owner]]) -> None:
-        uses: dict[str, CaptureUse] = {}
-        loud: dict[str, Actor] = {}
+    def _count_uses(self, told: Sequence[tuple[_Told, Owner]]) -> None:
+        groups: dict[str, list[tuple[_Told, Owner]]] = {}
         for one, owner in told:
-            line = one.line
-            use = uses.get(owner.request_id)
-            if use is None:
-                found = self._session.get(CaptureUse, (owner.request_id, self._rules.name))
-                use = uses[owner.request_id] = found or new_use(owner.request_id, self._rules.name, self._now)
-                use.touched_at, use.settled_at = self._now, None
-            if one.draft is not None and line.kind is not Kind.STOPPED:
-                use.commands += 1
-                use.first_at = min(use.first_at or line.at, line.at)
-                use.last_at = max(use.last_at or line.at, line.at)
-                if owner.ended_at is not None and line.at > owner.ended_at + OTHER_CLOCK:
-                    use.late += 1
-                    if use.late == 1:
-                        loud[owner.request_id] = owner.actor
-            use.stopped = use.stopped or line.kind is Kind.STOPPED
-            database = _word(line.database)
-            is_elsewhere = database and owner.database and database != owner.database
-            if is_elsewhere and database not in use.elsewhere and len(use.elsewhere) < _MOST_LISTED:
-                use.elsewhere = [*use.elsewhere, str(database)]
-                loud[owner.request_id] = owner.actor
-        self._session.add_all(uses.values())
-        self._session.flush()
-        for request_id, actor in loud.items():
-            tell_findings(self._session, uses[request_id], actor, now=self._now)
+            groups.setdefault(owner.request_id, []).append((one, owner))
+        for request_id, group in groups.items():
+            use = self._session.get(CaptureUse, (request_id, self._rules.name))
+            use = use or new_use(request_id, self._rules.name, self._now)
+            before = (use.late > 0, len(use.elsewhere))
+            _count_use(use, group)
+            use.touched_at, use.settled_at = self._now, None
+            self._session.add(use)
+            self._session.flush()
+            if before != (use.late > 0, len(use.elsewhere)):
+                tell_findings(self._session, use, group[0][1].actor, now=self._now)
+
+
+def _count_use(use: CaptureUse, group: Sequence[tuple[_Told, Owner]]) -> None:
+    runs = [(one.line, owner) for one, owner in group if one.draft is not None and one.draft.event == RUN]
+    if runs:
+        use.commands += len(runs)
+        first, last = min(line.at for line, _ in runs), max(line.at for line, _ in runs)
+        use.first_at, use.last_at = min(use.first_at or first, first), max(use.last_at or last, last)
+        use.late += sum(owner.ended_at is not None and line.at > owner.ended_at + OTHER_CLOCK for line, owner in runs)
+    use.stopped = use.stopped or any(one.line.kind is Kind.STOPPED for one, _ in group)
+    elsewhere = {
+        _word(one.line.database) or ""
+        for one, owner in group
+        if one.line.database and owner.database and one.line.database != owner.database
+    }
+    if fresh := sorted(elsewhere.difference(use.elsewhere)):
+        use.elsewhere = [*use.elsewhere, *fresh][:_MOST_LISTED]
 
 
 def _new_session(source: str, session: str, identity: str, request_id: str | None) -> CaptureSession:
@@ -574,49 +455,72 @@ def _new_session(source: str, session: str, identity: str, request_id: str | Non
     )
 
 
-def _count(row: CaptureSession, line: Line) -> None:
-    """Count a line into its session. Lines may come late, and in any order."""
-    if line.kind is Kind.OPENED:
-        row.opened_at = min(row.opened_at or line.at, line.at)
+class _Tally:
+    """A session's row while a portion is counted into it: past the object mapper, which takes its time."""
+
+    _COLUMNS: Final = (
+        *("commands", "opened_at", "closed_at", "first_at", "last_at", "first_number", "last_number"),
+        *("missing", "holes", "stopped"),
+    )
+
+    def __init__(self, row: CaptureSession) -> None:
+        self.commands, self.stopped = row.commands, row.stopped
+        self.opened_at, self.closed_at, self.first_at, self.last_at = (
+            row.opened_at,
+            row.closed_at,
+            row.first_at,
+            row.last_at,
+        )
+        self.first_number, self.last_number = row.first_number, row.last_number
+        self.missing, self.holes = list(row.missing), list(row.holes)
+
+    def write(self, row: CaptureSession) -> None:
+        """Put it back."""
+        for name in self._COLUMNS:
+            setattr(row, name, getattr(self, name))
+
+    def count(self, line: Line) -> None:
+        """Count a line. Lines may come late, and in any order."""
+        if line.kind is Kind.OPENED:
+            self.opened_at = min(self.opened_at or line.at, line.at)
+            if line.number is not None:
+                # A session's count begins here, whatever was said of it before.
+                self.first_number, self.last_number = line.number, max(self.last_number or 0, line.number)
+                self.missing = [part for part in self.missing if part[0] > line.number]
+        elif line.kind is Kind.CLOSED:
+            self.closed_at = max(self.closed_at or line.at, line.at)
+        elif line.kind is Kind.HOLE:
+            hole = _word(line.text) or ""
+            if hole not in self.holes and len(self.holes) < _MOST_LISTED:
+                self.holes.append(hole)
+        elif line.kind is Kind.STOPPED:
+            self.stopped = True
+        elif line.kind is not Kind.NOTE:
+            self.commands += 1
+            self.first_at = min(self.first_at or line.at, line.at)
+            self.last_at = max(self.last_at or line.at, line.at)
         if line.number is not None:
-            # A session's count begins here, whatever was said of it before.
-            row.first_number, row.last_number = line.number, max(row.last_number or 0, line.number)
-            row.missing = [part for part in row.missing if part[0] > line.number]
-    elif line.kind is Kind.CLOSED:
-        row.closed_at = max(row.closed_at or line.at, line.at)
-    elif line.kind is Kind.HOLE:
-        hole = _word(line.text) or ""
-        if hole not in row.holes and len(row.holes) < _MOST_LISTED:
-            row.holes = [*row.holes, hole]
-    elif line.kind is Kind.STOPPED:
-        row.stopped = True
-    elif line.kind is not Kind.NOTE:
-        row.commands += 1
-        row.first_at = min(row.first_at or line.at, line.at)
-        row.last_at = max(row.last_at or line.at, line.at)
-    if line.number is not None:
-        _number(row, line.number)
+            self._number(line.number)
 
-
-def _number(row: CaptureSession, number: int) -> None:
-    """Note a line's number: what was skipped is missing until it comes."""
-    if row.first_number is None or row.last_number is None:
-        row.first_number = row.last_number = number
-    elif number > row.last_number:
-        if number > row.last_number + 1 and len(row.missing) < _MOST_LISTED:
-            row.missing = [*row.missing, [row.last_number + 1, number - 1]]
-        row.last_number = number
-    elif number < row.first_number:
-        if row.opened_at is not None:
-            return
-        if number < row.first_number - 1 and len(row.missing) < _MOST_LISTED:
-            row.missing = [[number + 1, row.first_number - 1], *row.missing]
-        row.first_number = number
-    elif any(first <= number <= last for first, last in row.missing):
-        parts = []
-        for first, last in row.missing:
-            if not first <= number <= last:
-                parts.append([first, last])
-                continue
-            parts += [part for part in ([first, number - 1], [number + 1, last]) if part[0] <= part[1]]
-        row.missing = parts
+    def _number(self, number: int) -> None:
+        """Note a line's number: what was skipped is missing until it comes."""
+        if self.first_number is None or self.last_number is None:
+            self.first_number = self.last_number = number
+        elif number > self.last_number:
+            if number > self.last_number + 1 and len(self.missing) < _MOST_LISTED:
+                self.missing.append([self.last_number + 1, number - 1])
+            self.last_number = number
+        elif number < self.first_number:
+            if self.opened_at is not None:
+                return
+            if number < self.first_number - 1 and len(self.missing) < _MOST_LISTED:
+                self.missing.insert(0, [number + 1, self.first_number - 1])
+            self.first_number = number
+        elif self.missing:
+            parts = []
+            for first, last in self.missing:
+                if not first <= number <= last:
+                    parts.append([first, last])
+                    continue
+                parts += [part for part in ([first, number - 1], [number + 1, last]) if part[0] <= part[1]]
+            self.missing = parts

@@ -292,6 +292,7 @@ class _Tables:
                 _Told("lease_id", grant.lease),
                 _Told("identity", grant.identity),
                 _Told("path", grant.path or _NOT_TOLD),
+                _Told("capture_source", grant.capture if grant.issued else _NOT_TOLD),
                 _Told("delivery", grant.delivery),
                 _Told("open_until", grant.open_until),
                 _Told("opened_at", _time(grant.opened)),

@@ -70,6 +70,13 @@ _FINDINGS: Final[Mapping[str, tuple[str, int, int]]] = {
     "log:alarm": ("The log does not extend what was signed", 1, 5),
     "access:alarm": ("Emergency access is not what is on record", 1, 5),
     "access:clear": ("Emergency access is not what is on record", 3, 1),
+    "command:stranger": ("Commands by an emergency login that is on no record", 1, 5),
+    "command:stop": ("The recording of commands was stopped from within, or was tried to be", 1, 5),
+    "command:find": ("What the record of commands says of an access", 1, 1),
+    "capture:down": ("A source of commands is silent", 1, 4),
+    "capture:up": ("A source of commands is silent", 3, 1),
+    "capture:gap": ("Lines of a source of commands were lost", 1, 4),
+    "capture:unreadable": ("Lines of a source of commands cannot be read", 1, 4),
     "copy:behind": ("A copy of the log outside is behind", 1, 4),
     "copy:caught_up": ("A copy of the log outside is behind", 3, 1),
 }
@@ -183,9 +190,11 @@ class Mapper:
     def _finding(self, record: Record, leaf: bytes) -> dict[str, Any]:
         title, activity, severity = _FINDINGS[record.event]
         found = self._made(_FINDING, activity, record, leaf)
+        if record.data.get("findings"):
+            severity = 4
         found["severity_id"], found["severity"] = severity, _SEVERITIES[severity]
         found["status_id"], found["status"] = (4, "Resolved") if activity == 3 else (1, "New")
-        about = _text(record, "copy") or _text(record, "name") or _text(record, "place")
+        about = next((said for name in ("copy", "name", "place", "source") if (said := _text(record, name))), "")
         found["finding_info"] = {"uid": f"{record.event}:{about}" if about else f"entry-{record.seq}", "title": title}
         found.pop("actor", None)  # the class has none
         return found
