@@ -280,6 +280,7 @@ def test_a_fault_of_slack_leaves_no_dead_buttons(office: Office, kind: str, orde
 
 def test_a_proposal_whose_post_was_not_answered_loses_its_buttons_too(office: Office) -> None:
     """A post that Slack took and did not answer is found there, and is drawn again once it is decided."""
+    assert office.follower.drain(20)  # so that it is the proposal's post that fails
     office.driver.fault("post_then_timeout", method="chat.postMessage", times=1, seconds=0.05)
     card = office.propose()
     office.click(SAM, card, views.REJECT_PRUNING, "You rejected it.")
