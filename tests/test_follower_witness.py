@@ -36,6 +36,7 @@ from storage import merkle
 from storage.checkpoint import Algorithm, Checkpoint, add_signatures, cosign, parse_signatures, sign, verify
 from storage.database import DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, Notary, Place
+from storage.followers.runner import reset
 from storage.followers.witness import Witness
 from storage.models import Anchor, SignedHead
 
@@ -314,6 +315,20 @@ def test_a_full_disk_at_the_witness_gets_no_cosignature_until_there_is_room(apar
         apart.room()
         assert log.bring(runner, "notary") is None
         assert anchored(log, apart.key) == [3, 7]
+
+
+def test_asked_for_all_of_it_again_each_cosignature_stands_once(peer, tmp_path):
+    """After “follower reset” the newest head is brought again: what stands there already is not stored twice."""
+    with Log(tmp_path / "log.db", LOG) as log:
+        runner = log.runner(witness_at(peer))
+        for count in (3, 4):
+            log.grow(count)
+            assert log.bring(runner, "notary") is None
+        with log.database.write() as session:
+            assert reset(session, "notary") == 6
+        assert log.bring(runner, "notary") is None
+        assert anchored(log, peer.key) == [3, 7]
+        assert runner.lag(log.clock)[0].entries == 0
 
 
 def test_a_full_disk_here_once_it_was_cosigned_stores_the_cosignature_later(peer, tmp_path):

@@ -278,6 +278,24 @@ def test_a_fault_of_slack_leaves_no_dead_buttons(office: Office, kind: str, orde
     assert office.settled(card).startswith("*Rejected*")
 
 
+def test_a_limit_of_slack_that_others_met_leaves_no_dead_buttons(office: Office) -> None:
+    """While no message may be changed the decision is posted; a bot that was started anew knows what is left."""
+    card = office.propose()
+    office.desk.now = datetime.now(UTC)
+    row = office.desk.ask()
+    assert office.follower.drain(20)
+    office.driver.fault("rate_limited", method="chat.update", times=1, retry_after=600)
+    office.desk.withdraw(RITA, row.id, row.version, now=office.desk.now)
+    assert not office.follower.drain(0.5)
+    office.click(SAM, card, views.REJECT_PRUNING, "You rejected it.")
+    office.follower.wake(frozenset({""}))  # as the database does
+    assert not office.follower.drain(0.5)
+    assert "*rejected* the pruning" in office.driver.as_(SAM.person).messages(ROOM)[-1]["text"]
+    assert office.driver.as_(SAM.person).has(office.at(card), views.CONFIRM_PRUNING)
+    office.follower = office.another()
+    assert office.settled(card).startswith("*Rejected*")
+
+
 def test_a_proposal_whose_post_was_not_answered_loses_its_buttons_too(office: Office) -> None:
     """A post that Slack took and did not answer is found there, and is drawn again once it is decided."""
     assert office.follower.drain(20)  # so that it is the proposal's post that fails
