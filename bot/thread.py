@@ -100,6 +100,7 @@ _LONGEST_WAIT: Final = 300.0
 _PATIENT_TRIES: Final = 3  # for the id behind a group's handle
 # Entries that call security: the log cannot be trusted, or what is out is not what it says.
 _CALLS_SECURITY: Final = frozenset({BEHIND, ALARM, ROTATE, ACCESS_ALARM, Action.LOSE, told.GAP})
+_PICTURE_AGAIN: Final = 5.0  # seconds until a picture that could not be drawn beside its lines is tried again
 _ONCE_MORE: Final = timedelta(hours=1)  # until a proposal that cannot be judged is looked at again
 _SKEW: Final = timedelta(hours=1)  # by which Slack's clock and ours may differ
 _BREATH: Final = 1.0  # seconds between two looks at a request whose commands are being gathered
@@ -731,7 +732,11 @@ class ThreadFollower:
             mentions = self._mentions(claim, None, records)
             message = views.post(records, None, self._policy(), mentions=mentions, fate=ended)
             claim.later(setting("", post.key, picture=until(self._now())))  # should its lane be shut
-            self._redraw(claim, post, _Letter(post.key, post.target, message, ended.outcome, is_wanted=True))
+            blocked = set(claim.blocked)
+            if not self._redraw(claim, post, _Letter(post.key, post.target, message, ended.outcome, is_wanted=True)):
+                # Lines, an alarm among them, must not be parked until messages may be changed again.
+                claim.blocked = blocked
+                claim.wait(_PICTURE_AGAIN)
 
     def _mentions(self, claim: Claim, case: Case | None, records: Iterable[Record]) -> dict[str, str]:
         """Say who is called at which event: leadership and security at the request, at the grant and at an alarm.

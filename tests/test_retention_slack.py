@@ -279,7 +279,7 @@ def test_a_fault_of_slack_leaves_no_dead_buttons(office: Office, kind: str, orde
 
 
 def test_a_limit_of_slack_that_others_met_leaves_no_dead_buttons(office: Office) -> None:
-    """While no message may be changed the decision is posted; a bot that was started anew knows what is left."""
+    """While no message may be changed, lines go on; a bot that was started anew knows what is left to draw."""
     card = office.propose()
     office.desk.now = datetime.now(UTC)
     row = office.desk.ask()
@@ -292,6 +292,10 @@ def test_a_limit_of_slack_that_others_met_leaves_no_dead_buttons(office: Office)
     assert not office.follower.drain(0.5)
     assert "*rejected* the pruning" in office.driver.as_(SAM.person).messages(ROOM)[-1]["text"]
     assert office.driver.as_(SAM.person).has(office.at(card), views.CONFIRM_PRUNING)
+    Retention(office.desk.database, lambda: office.desk.policy).propose(SHELL, now=datetime.now(UTC))
+    office.follower.wake(frozenset({""}))
+    assert not office.follower.drain(0.5)
+    assert "*proposed to prune" in office.driver.as_(SAM.person).messages(ROOM)[-1]["text"]
     office.follower = office.another()
     assert office.settled(card).startswith("*Rejected*")
 
