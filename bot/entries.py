@@ -27,7 +27,7 @@ from workflows.reconcile import Kind as Alarmed
 from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT, Fate
 from workflows.retention import RELEASE as LET_GO
 from workflows.retention import Outcome as Came
-from workflows.trial import TRIED, TRY
+from workflows.trial import SEEN, TRIED, TRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -598,6 +598,7 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         CLEAR: _clear_line,
         TRY: _trial_line,
         TRIED: _trial_line,
+        SEEN: lambda r, _w, _c, _p: (f"{_source(r.data)} has recorded what the trial did.", []),
         "log:alarm": _alarm_line,
         "log:rotate": _rotate_line,
         "copy:behind": _behind_line,

@@ -37,8 +37,8 @@ def database(tmp_path, sqlite_template):
 @pytest.fixture
 def try_it(maria, maria_vault, database):
     """Try the reading level of an account that also has a writing one."""
-    read = SimpleNamespace(name="read", settings=maria.read.settings, quorum=1)
-    write = SimpleNamespace(name="write", settings=maria.write.settings, quorum=2)
+    read = SimpleNamespace(name="read", settings=maria.read.settings, quorum=1, capture_source=None)
+    write = SimpleNamespace(name="write", settings=maria.write.settings, quorum=2, capture_source=None)
     account = SimpleNamespace(name="shop", levels={"read": read, "write": write})
     return lambda level="read": try_level(maria_vault, database, account, account.levels[level], WHO)
 

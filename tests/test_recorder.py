@@ -15,6 +15,7 @@ import pytest
 from counter import RITA
 from sqlmodel import select
 
+from storage.audit import SYSTEM, append
 from storage.database import Database
 from storage.models import CaptureLine, CaptureSession, CaptureUse, Payload, State
 from workflows import policy as rules
@@ -23,6 +24,7 @@ from workflows.captures.seam import Kind, Line, Trust, Unreadable
 from workflows.errors import Conflict, Invalid
 from workflows.recorder import Gap, Raw, Recorder
 from workflows.replay import check_database
+from workflows.trial import SEEN, TRY
 
 SOURCES = """captures:
   target: {kind: plain, token_sha256: TTT, silent_after: 60s}
@@ -523,3 +525,30 @@ def test_what_is_open_at_the_end_is_closed_and_nothing_found_is_told(desk):
     assert desk.said("command:find", row)[-1]["commands"] == 2
     with desk.counter.database.read() as session:
         assert all(one.told for one in session.exec(select(CaptureSession)))
+
+
+def rehearsed(desk, name):
+    """A rehearsal of a level is on record."""
+    with desk.counter.database.write() as session:
+        append(session, event=TRY, at=desk.counter.now, actor=SYSTEM, data={"name": name, "seconds": 60})
+
+
+def test_what_a_rehearsal_does_is_seen_once_for_each_batch_and_not_kept(desk):
+    """A rehearsal that is on record is no stranger: that the source tells of it is an entry, what it did is none."""
+    rehearsed(desk, "check-0a1b2c3d")
+    lines = [desk.raw("check-0a1b2c3d-9xkq", "SELECT 'secret'") for _ in range(3)]
+    desk.take(*lines)
+    desk.take(*lines)
+    assert desk.said(SEEN) == [{"name": "check-0a1b2c3d", "source": "target", "kind": "statement"}]
+    assert not desk.said("command:stranger")
+
+
+def test_attack_a_name_like_a_rehearsals_that_is_not_on_record_is_a_stranger(desk):
+    """Whoever calls a login after a rehearsal that never was, or is long over, is told as a stranger."""
+    desk.take(desk.raw("check-0a1b2c3d-9xkq"))
+    rehearsed(desk, "check-11111111")
+    desk.counter.pass_time(minutes=10)
+    desk.take(desk.raw("check-11111111-9xkq"))
+    strangers = [data["identity"] for data in desk.said("command:stranger")]
+    assert strangers == ["check-0a1b2c3d-9xkq", "check-11111111-9xkq"]
+    assert not desk.said(SEEN)

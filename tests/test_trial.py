@@ -5,18 +5,18 @@ Against a real OpenBao and a real PostgreSQL. What a trial finds wrong is in ``e
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import psycopg
 import pytest
 
-from storage.audit import Actor, read_entries
+from storage.audit import SYSTEM, Actor, append, read_entries
 from storage.database import Database, DatabaseDown
 from workflows import trial
 from workflows.engines import ENGINES, database_rights
-from workflows.errors import Unavailable, VaultRefused
-from workflows.trial import TRIED, TRY, try_level
+from workflows.errors import Refused, Unavailable, VaultRefused
+from workflows.trial import SEEN, TRIED, TRY, try_level
 
 pytest_plugins = ["real_parts"]
 
@@ -27,8 +27,8 @@ DATABASE = ENGINES["database"]
 @pytest.fixture
 def account(real):
     """An account with the reading level, and a writing one that needs more custodians, as a policy has them."""
-    read = SimpleNamespace(name="read", settings=real.read.settings, quorum=1)
-    write = SimpleNamespace(name="write", settings=real.write.settings, quorum=2)
+    read = SimpleNamespace(name="read", settings=real.read.settings, quorum=1, capture_source=None)
+    write = SimpleNamespace(name="write", settings=real.write.settings, quorum=2, capture_source=None)
     return SimpleNamespace(name="orders-db", levels={"read": read, "write": write})
 
 
@@ -118,7 +118,13 @@ def test_a_level_that_vault_does_not_give_is_told_with_its_entry(vault, database
         engine="database", token_role="bg-nothing", options=account.levels["read"].settings.options
     )
     with pytest.raises(VaultRefused):
-        try_level(vault, database, account, SimpleNamespace(name="read", settings=settings, quorum=1), WHO)
+        try_level(
+            vault,
+            database,
+            account,
+            SimpleNamespace(name="read", settings=settings, quorum=1, capture_source=None),
+            WHO,
+        )
     assert [(event, data.get("passed")) for event, data in told(database)] == [(TRY, None), (TRIED, False)]
 
 
@@ -138,3 +144,25 @@ def test_the_log_holds_no_secret_of_a_trial(database, try_it, monkeypatch, caplo
     for secret in secrets:
         assert secret not in str(told(database))
         assert secret not in caplog.text
+
+
+def test_what_a_trial_did_must_come_back_from_its_source(database, vault, account, left, monkeypatch):
+    """A level that a source records passes only when the source tells of this very trial, and says so."""
+    level = account.levels["read"]
+    level.capture_source = "orders-pg"
+    monkeypatch.setattr(trial, "_COMES_BACK", 0.3)
+    with pytest.raises(Refused, match="did not come back from orders-pg"):
+        try_level(vault, database, account, level, WHO)
+    assert [data["passed"] for event, data in told(database) if event == TRIED] == [False]
+
+    def issue(*words):
+        """What the recorder does when the source's lines come in."""
+        name = [data["name"] for event, data in told(database) if event == TRY][-1]
+        with database.write() as session:
+            append(session, event=SEEN, at=datetime.now(UTC), actor=SYSTEM, data={"name": name, "source": "orders-pg"})
+        return real_end(*words)
+
+    real_end = trial._end
+    monkeypatch.setattr(trial, "_end", issue)
+    assert any("orders-pg has recorded it" in seen for seen in try_level(vault, database, account, level, WHO))
+    assert not left()

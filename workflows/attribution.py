@@ -9,6 +9,7 @@ Rules
 * An account that exists is whose grant it was at that time; outside of the grants nobody has it.
 * What must not be there, and is nobody's, is a stranger's: a name with our mark, a line that says of itself that it is
   a request's and is not, a call of anybody else's that makes a level's credential.
+* What a rehearsal of a level does is nobody's either, but it is known: a rehearsal is on record before it begins.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ OTHER_CLOCK: Final = timedelta(seconds=5)  # by which a target's clock may be aw
 # What begins so is named by our engines after a request (``engines/naming.py``).
 _MARK: Final = re.compile(r"bg-([0-9a-z]{4,12})-.*", re.DOTALL)
 _REQUEST: Final = re.compile(r"BG-[0-9A-Z]{4,12}", re.ASCII)
+# And what begins so, after a rehearsal of a level (``trial.py``).
+_TRIAL: Final = re.compile(r"(check-[0-9a-f]{8})-.*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +84,14 @@ class Owners:
         names: set[str] = set()
         requests: set[str | None] = set()
         calls: list[Line] = []
+        tried: list[Line] = []
         for line in lines:
             names.add(line.identity)
             requests.add(line.request)
             if line.kind is Kind.CALL:
                 calls.append(line)
+            if _trial(line) is not None:
+                tried.append(line)
         requests.update(map(marked, names))
         asked = sorted(name for name in requests if name is not None and _REQUEST.fullmatch(name))
         # PostgreSQL takes no NUL in a text, and no grant has one.
@@ -110,7 +116,7 @@ class Owners:
                 self._by_name.setdefault(str(name), []).append(one)
             self._by_request.setdefault(one.request_id, []).append(one)
         self._making = _making(policy) if calls else frozenset()
-        self._trials = _trials(session, [line for line in calls if line.request is not None])
+        self._trials = _trials(session, tried)
 
     def of(self, line: Line) -> Owner | None:
         """Return whose a line is; None: nobody's that is known."""
@@ -126,17 +132,22 @@ class Owners:
             return None
         return held.owner
 
+    def trial(self, line: Line) -> str | None:
+        """Return the rehearsal of a level that a line is of, by its name."""
+        name = _trial(line)
+        return name if name in self._trials else None
+
     def is_stranger(self, line: Line) -> bool:
         """Whether a line that is nobody's must not be there."""
         if line.kind is Kind.NOTE:
             return False  # nobody got in
-        if marked(line.identity) is not None:
+        if marked(line.identity) is not None or _TRIAL.fullmatch(line.identity):
             return True
         if line.request is not None and _REQUEST.fullmatch(line.request):
             # What is being opened right now has a token, and its accessor is about to be put on record.
             return not any(one.accessor is None and one.ended is None for one in self._by_request.get(line.request, ()))
         if line.kind is Kind.CALL and line.text.partition(" ")[2].strip("/") in self._making:
-            return line.request not in self._trials
+            return True
         return line.identity in self._by_name
 
     def _unnamed(self, identity: str) -> list[_Held]:
@@ -153,6 +164,13 @@ def marked(identity: str) -> str | None:
     return f"BG-{match[1].upper()}" if match else None
 
 
+def _trial(line: Line) -> str | None:
+    """Return the rehearsal that a line names. A name at the target is its own word, a token's metadata is ours."""
+    if match := _TRIAL.fullmatch(line.identity):
+        return match[1]
+    return line.request if line.kind is Kind.CALL and line.request and not _REQUEST.fullmatch(line.request) else None
+
+
 def _making(policy: Policy) -> frozenset[str]:
     """Return the paths of Vault where a level's credential, or the token for it, is made."""
     settings = [level.settings for account in policy.accounts.values() for level in account.levels.values()]
@@ -160,11 +178,11 @@ def _making(policy: Policy) -> frozenset[str]:
     return frozenset((*paths, *(f"auth/token/create/{one.token_role}" for one in settings)))
 
 
-def _trials(session: Session, calls: Sequence[Line]) -> frozenset[str]:
-    """Return the names of the trials of a level (``trial.py``) that were on around these calls."""
-    if not calls:
+def _trials(session: Session, lines: Sequence[Line]) -> frozenset[str]:
+    """Return the names of the trials of a level (``trial.py``) that were on around these lines."""
+    if not lines:
         return frozenset()
-    first, last = min(line.at for line in calls), max(line.at for line in calls)
+    first, last = min(line.at for line in lines), max(line.at for line in lines)
     query = select(Entry.body).where(
         Entry.event == TRY, col(Entry.at) >= first - 2 * LIFE, col(Entry.at) <= last + OTHER_CLOCK
     )

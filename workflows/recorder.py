@@ -34,6 +34,7 @@ from workflows.captures.seam import Kind, Line, Unreadable
 from workflows.captures.wording import classify, redact
 from workflows.door import database_errors
 from workflows.errors import Invalid
+from workflows.trial import SEEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -110,6 +111,7 @@ class _Told:
     owner: Owner | None
     draft: Draft | None
     whole: bytes | None = None  # the text, redacted, when the entry holds only its beginning
+    trial: str | None = None  # the rehearsal of a level that did it
 
 
 class Recorder:
@@ -208,6 +210,11 @@ def _tell(rules: SourceRules, capture: Capture, read: _Read, owners: Owners) -> 
         owner = owners.of(line)
         if owner is not None:
             yield _told(rules, capture, read, line, owner)
+        elif (trial := owners.trial(line)) is not None:
+            # That a rehearsal is seen is all that is said of it: its statements are the bot's own.
+            data: dict[str, JSON] = {"name": trial, "source": rules.name, "kind": line.kind.value}
+            is_use = line.kind not in _COUNTED
+            yield _Told(read, line, None, Draft(SEEN, SYSTEM, None, data) if is_use else None, trial=trial)
         elif owners.is_stranger(line):
             yield _told(rules, capture, read, line, None)
 
@@ -312,10 +319,12 @@ class _Batch:
         if not told:
             return
         ours = [(one, one.draft) for one in told if one.owner is not None and one.draft is not None]
-        alarms = self._alarms([one for one in told if one.owner is None])
+        alarms = self._alarms([one for one in told if one.owner is None and one.trial is None])
+        # One for each rehearsal and batch, under the name that it has at the target.
+        alarms |= {one.line.identity: one.draft for one in told if one.trial is not None and one.draft is not None}
         entries = append_all(self._session, [*(draft for _, draft in ours), *alarms.values()], at=self._now)
         touch(self._session, entries)
-        seqs: dict[bytes, int] = {}
+        seqs: dict[bytes, int | None] = {}
         for (one, _), entry in zip(ours, entries, strict=False):
             seqs[one.read.key] = entry.seq
             if one.whole is not None:
@@ -323,7 +332,7 @@ class _Batch:
         said = dict(zip(alarms, (entry.seq for entry in entries[len(ours) :]), strict=True))
         for one in told:
             if one.owner is None:
-                seqs[one.read.key] = said[one.line.identity]
+                seqs[one.read.key] = said.get(one.line.identity)
         self._keep_keys({one.read.key: seqs.get(one.read.key) for one in told})
         self._count_sessions([(one, one.owner) for one in told if one.owner is not None])
         self._count_uses([(one, one.owner) for one in told if one.owner is not None])

@@ -10,6 +10,7 @@ Rules
 * It leaves nothing behind. When the bot dies in the middle, Vault ends the token, and with it the credential, within
   the minute.
 * Nobody sees the credential.
+* Where a source records what is done with the level's credentials, what the trial did must come back from it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import TYPE_CHECKING, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from sqlmodel import col, select
 
-from storage.audit import append
+from storage.audit import append, parse
+from storage.models import Entry
 from workflows.engines import ENGINES, Wish
 from workflows.engines.seam import Rehearsed
 from workflows.errors import BreakGlassError, Refused, Unavailable
@@ -39,9 +42,11 @@ if TYPE_CHECKING:
 
 TRY: Final = "drill:try"
 TRIED: Final = "drill:tried"
+SEEN: Final = "drill:seen"  # a source told of what a trial did
 LIFE: Final = timedelta(minutes=1)
 _PATIENCE: Final = 30.0  # seconds until what is not gone is called that
 _PAUSE: Final = 0.05  # seconds between two looks
+_COMES_BACK: Final = 10.0  # seconds until what was done must have come back from the source
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,11 @@ def try_level(vault: Vault, database: Database, account: Account, level: Level, 
         seen += _end(vault, level, name, held)
     except BreakGlassError as error:
         failure = failure or error
+    if failure is None and level.capture_source is not None and isinstance(engine, Rehearsed):
+        try:
+            seen += (_come_back(database, level.capture_source, name),)
+        except Refused as error:
+            failure = error
     told: dict[str, JSON] = {
         "name": name,
         "identity": held["identity"],
@@ -153,6 +163,24 @@ def _end(vault: Vault, level: Level, name: str, held: Mapping[str, str | None]) 
             time.sleep(_PAUSE)
         else:
             return (*seen, f"it was gone {round((time.monotonic() - began) * 1000)} ms after its end was decided")
+
+
+def _come_back(database: Database, source: str, name: str) -> str:
+    """Wait until the source has told of what the trial did. Raises Refused when it does not, DatabaseDown."""
+    began = time.monotonic()
+    query = select(Entry.body).where(Entry.event == SEEN, col(Entry.at) >= datetime.now(UTC) - 3 * LIFE)
+    while True:
+        with database.read() as session:
+            said = [parse(body).data for body in session.exec(query) if body is not None]
+        waited = time.monotonic() - began
+        if any(data.get("name") == name and data.get("source") == source for data in said):
+            return f"{source} has recorded it, {waited:.1f} s after its end"
+        if waited > _COMES_BACK:
+            raise Refused(
+                f"What was done with it did not come back from {source} within {_COMES_BACK:.0f} s: nothing that is "
+                "done with this level is recorded. See whether its tailer runs, and “breakglass capture setup”."
+            )
+        time.sleep(_PAUSE)
 
 
 def _is_gone(vault: Vault, is_gone: Callable[[Vault, _Held, frozenset[str]], bool], grant: _Held) -> bool:
