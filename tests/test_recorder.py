@@ -19,7 +19,8 @@ from storage.audit import SYSTEM, append
 from storage.database import Database
 from storage.models import CaptureLine, CaptureSession, CaptureUse, Payload, State
 from workflows import policy as rules
-from workflows.capture_watch import SETTLE_AFTER, tick
+from workflows import sweep
+from workflows.capture_watch import SETTLE_AFTER
 from workflows.captures.seam import Kind, Line, Trust, Unreadable
 from workflows.errors import Conflict, Invalid
 from workflows.recorder import Gap, Raw, Recorder
@@ -103,7 +104,7 @@ class Desk:
     def tick(self, **after):
         """Let time pass, and the clock look."""
         self.counter.pass_time(**after)
-        tick(self.counter.database, self.counter.policy.captures, now=self.counter.now)
+        sweep.tick(self.counter, now=self.counter.now)
 
     def end(self, row):
         """Hand the access back."""
@@ -301,6 +302,11 @@ def test_a_long_text_stands_beside_the_log(desk, text):
     assert hashlib.sha256(kept.body).hexdigest() == kept.sha256
     desk.take(desk.raw(name, text))
     assert len(desk.said("command:run", row)) == 2
+    assert desk.whole() == []
+    with desk.counter.database.write() as session:
+        session.get(Payload, kept.sha256).body = b"SELECT 1"
+    (finding,) = desk.whole()
+    assert (finding.kind, finding.seq) == ("altered", desk.counter.log_of()[-1].seq)
 
 
 def test_many_arguments_are_cut(desk):
@@ -499,6 +505,15 @@ def test_a_use_after_the_end_is_found_at_once(desk):
     (found,) = desk.said("command:find", row)
     assert [one["kind"] for one in found["findings"]] == ["after_end"]
     assert "credential after its end" in [finding.kind for finding in desk.whole()]
+
+
+def test_of_another_sources_silence_nothing_follows(desk):
+    """A source that only notes a login, and that no level names, says nothing about the use of the access."""
+    row, name = desk.open()
+    desk.take(desk.raw(name, kind="note", session="s"), source="other")
+    found = settled(desk, row)
+    assert found["source"] == "target"
+    assert len(desk.said("command:find", row)) == 1
 
 
 def test_a_use_in_another_database_is_found(desk):

@@ -235,7 +235,7 @@ def _findings(use: CaptureUse) -> Iterable[tuple[str, str]]:
     if not use.commands and use.blind:
         yield "unknown", "No command was recorded, but the recording was not there all the while."
     elif use.blind:
-        yield "blind", "The recording was not there all the while."
+        yield "blind", "The recording was not there all the while; it may have come late, or not at all."
     if use.late:
         times = "once" if use.late == 1 else f"{use.late} times"
         yield "after_end", f"The access was used after its end, {times}."

@@ -431,6 +431,8 @@ class _Batch:
             groups.setdefault(owner.request_id, []).append((one, owner))
         for request_id, group in groups.items():
             use = self._session.get(CaptureUse, (request_id, self._rules.name))
+            if use is None and all(one.draft is None for one, _ in group):
+                continue  # it is not the level's own source: of its silence nothing follows
             use = use or new_use(request_id, self._rules.name, self._now)
             before = (use.late > 0, len(use.elsewhere))
             _count_use(use, group)

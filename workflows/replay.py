@@ -135,6 +135,7 @@ class _Tables:
                 self._review(reviews.pop(name, None), case)
         for name in {*decisions, *grants, *reviews} - self._cases.keys():
             self._find(Kind.STATE_WITHOUT_ENTRY, name, "A table has records of it, and no entry tells of it.")
+        self._payloads()
         self._tail(rows.values())
         self._anchors(keys)
 
@@ -325,6 +326,13 @@ class _Tables:
         told = [_Told("team", team), _Told("reviewer", person), _Told("filed_at", _time(at))]
         told += [_Told(name, answers.get(name)) for name in names]
         self._compare("Review", row, told, case)
+
+    def _payloads(self) -> None:
+        """Check that what stands beside the log is what its hash in the log says."""
+        query = text("SELECT sha256, body, last_seq FROM payload ORDER BY last_seq")
+        for name, body, seq in self._session.execute(query.execution_options(yield_per=100)):
+            if not isinstance(body, bytes | memoryview) or hashlib.sha256(body).hexdigest() != name:
+                self._findings.add(Kind.ALTERED, seq, f"The statement beside it was changed ({str(name)[:12]}…).")
 
     # Who else has seen the log.
 
