@@ -97,6 +97,10 @@ class Sshd(Part):
         """Do what the host does every few seconds."""
         ssh_host.main(["--state", str(self.state), "sweep"])
 
+    def more(self) -> str:
+        """Return what else stands in its configuration."""
+        return ""
+
     def _launch(self) -> None:
         program = needed("sshd", "openssh-server")
         needed("ssh", "openssh-client")
@@ -119,6 +123,7 @@ PermitRootLogin no
 MaxStartups 100
 LogLevel VERBOSE
 {chr(10).join(blocks)}
+{self.more()}
 """,
             encoding="utf-8",
         )

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from workflows.captures.postgres import Postgres
+from workflows.captures.sudo import Sudo
 from workflows.captures.vault_audit import VaultAudit
 
 if TYPE_CHECKING:
@@ -16,4 +17,6 @@ if TYPE_CHECKING:
 
     from workflows.captures.seam import Capture
 
-CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType({"postgres": Postgres(), "vault": VaultAudit()})
+CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType(
+    {"postgres": Postgres(), "sudo": Sudo(), "vault": VaultAudit()}
+)

@@ -8,6 +8,7 @@ Installed as ``/usr/local/sbin/breakglass-ssh``, owned by root. It needs Python 
 * ``watch`` is the forced command of the bot: one order in JSON on its input, one answer. It can end what carries the
   mark of an emergency request, and look; nothing else.
 * ``sweep`` ends sessions whose certificate is over, also when the bot is gone for good: run it every few seconds.
+* ``who`` says whose the connection is that it is called from: for the recorder of what is run there.
 * ``init`` makes its folders and an empty revocation list.
 
 Rules
@@ -143,8 +144,8 @@ def _replace(file: Path, content: bytes) -> None:
 # --- certificates and processes ---------------------------------------------------------------------------------------
 
 
-def read(certificate: str) -> tuple[str, int]:
-    """Return key id and end (seconds since 1970) of a certificate. ValueError for what is none."""
+def read(certificate: str) -> tuple[str, int, str | None]:
+    """Return key id, end (seconds since 1970) and forced command of a certificate. ValueError for what is none."""
     data = base64.b64decode(certificate, validate=True)
     at = 0
 
@@ -167,7 +168,21 @@ def read(certificate: str) -> tuple[str, int]:
     key_id = string().decode("ascii")
     string()
     take(8)
-    return key_id, int.from_bytes(take(8), "big")
+    ends = int.from_bytes(take(8), "big")
+    # A string within the option's string.
+    options = _strings(string())
+    forced = dict(zip(options[::2], options[1::2])).get(b"force-command")  # noqa: B905 - Python 3.7
+    return key_id, ends, forced[4:].decode("utf-8") if forced is not None else None
+
+
+def _strings(data: bytes) -> list[bytes]:
+    """Split what is made of strings, each after its length."""
+    found, at = [], 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        found.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    return found
 
 
 def processes() -> dict[int, tuple[int, str, int]]:
@@ -255,7 +270,7 @@ def _send(pid: int, number: int) -> None:
 def admit(place: Place, user: str, certificate: str, *, is_dedicated: bool) -> list[str]:
     """Note a connection, and return the principals that may log in to the account; none if it may not."""
     try:
-        key_id, ends = read(certificate)
+        key_id, ends, command = read(certificate)
     except ValueError:
         return []
     if not OURS.fullmatch(key_id) or ends <= time.time():
@@ -272,6 +287,7 @@ def admit(place: Place, user: str, certificate: str, *, is_dedicated: bool) -> l
         "key_id": key_id,
         "ends": ends,
         "dedicated": owner if is_dedicated and owner != 0 else 0,
+        "command": command,
     }
     place.notes.mkdir(parents=True, exist_ok=True, mode=0o755)
     name = f"{pid}-{known[1]}-{key_id}"
@@ -349,6 +365,26 @@ def watch(place: Place, line: str) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+def who(place: Place) -> dict[str, Any]:
+    """Say whose the connection is that this program was called from, and what command its certificate forces.
+
+    Asked for is the kernel's record of who began whom, which nobody can change.
+    """
+    now = processes()
+    notes = Notes(place).live(now)
+    pid = os.getpid()
+    while pid in now:
+        found = [note for note in notes if note["pid"] == pid]
+        if len({note["key_id"] for note in found}) > 1:
+            # Attack: a certificate is noted when it is offered, before its key is shown.
+            return {"error": "the connection offered several certificates: offer one (IdentitiesOnly=yes)"}
+        if found:
+            ended = found[0]["key_id"] in place.read()
+            return {"error": "its certificate has ended"} if ended else found[0]
+        pid = now[pid][0]
+    return {"error": "it is called from no connection that is noted"}
+
+
 def sweep(place: Place) -> None:
     """End the sessions of certificates that are over or ended, and drop notes that nobody needs any more."""
     ended, now = place.read(), processes()
@@ -363,7 +399,7 @@ def sweep(place: Place) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one of the four. Returns the exit code."""
+    """Run one of the five. Returns the exit code."""
     words = list(words)
     place = Place(RUN, LIB, ETC)
     if words[:1] == ["--state"]:
@@ -379,10 +415,13 @@ def main(words: Sequence[str]) -> int:
         print(json.dumps(watch(place, sys.stdin.readline(10_000))))  # noqa: T201
     elif what == "sweep":
         sweep(place)
+    elif what == "who":
+        said = who(place)
+        print(json.dumps({name: said.get(name) for name in ("key_id", "command", "error")}))  # noqa: T201
     elif what == "init":
         place.make()
     else:
-        print("usage: breakglass-ssh [--state DIR] admit|watch|sweep|init", file=sys.stderr)  # noqa: T201
+        print("usage: breakglass-ssh [--state DIR] admit|watch|sweep|who|init", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 
