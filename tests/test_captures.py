@@ -46,8 +46,21 @@ def _vault(identity, text):
     return json.dumps(record).encode()
 
 
+def _sudo(identity, text):
+    event = {
+        "uuid": "12e6a3f36c-5ecd-4fbd-3b67-158276671b",
+        "server_time": {"seconds": 1795527276, "nanoseconds": 616704928},
+        "iolog_path": f"/var/log/breakglass-sudo/io/{identity}/00/00/01",
+        "iolog_offset": {"seconds": 0, "nanoseconds": 44545150},
+        "submituser": "root",
+        "command": "/bin/echo",
+        "runargv": ["/bin/echo", text],
+    }
+    return json.dumps({"log": {"first": "12e6a3f36c", "end": 1024}, "accept": event}).encode()
+
+
 # By the capture's name: the line with which its source tells that an identity ran a text.
-SAMPLES = {"postgres": _postgres, "vault": _vault}
+SAMPLES = {"postgres": _postgres, "sudo": _sudo, "vault": _vault}
 GARBAGE = (
     b"",
     b"\n",

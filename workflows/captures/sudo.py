@@ -29,7 +29,7 @@ SCRIPT: Final = "/usr/local/sbin/breakglass-sudo"
 LOG: Final = "/var/log/breakglass-sudo"
 
 _MOST: Final = 1_048_576  # bytes of a line
-_PATH: Final = re.compile(r".*/(bg-[0-9a-z]{4,12}-[0-9]{1,9})/([0-9A-Z]{2}/[0-9A-Z]{2}/[0-9A-Z]{2})")
+_PATH: Final = re.compile(r".*/(bg-[0-9a-z]{4,12}-[0-9a-z-]{1,40})/([0-9A-Z]{2}/[0-9A-Z]{2}/[0-9A-Z]{2})")
 _LATEST: Final = 2**33  # seconds since 1970: a clock that says more is wrong
 _BUILTINS: Final = "what a shell does itself (redirections, builtins) is only in the terminal's recording at the host"
 _FILES: Final = "files were moved by sftp: which ones is not recorded"
@@ -137,7 +137,7 @@ def _record(raw: bytes) -> list[tuple[str, Any]]:
     try:
         # sudo's own log is one object in which each event has the same key: none of them may get lost.
         found = json.loads(raw.decode("utf-8"), object_pairs_hook=_Pairs)
-        if isinstance(found, _Pairs):
+        if isinstance(found, _Pairs) and found:
             return [(name, _once(event)) for name, event in found]
     except (ValueError, RecursionError) as error:
         raise Unreadable("It is not one JSON object.") from error
