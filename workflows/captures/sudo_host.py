@@ -14,8 +14,9 @@ Rules
 * Whose a session is says the kernel (``breakglass-ssh who``): nothing that runs as the responder can change it. It
   stands in the path of the session's recording, and sudo writes that path into every event.
 * A session is let in only while the events are read and there is room for them.
-* sudo's log is written before a program begins. sudo lets programs go on when the disk is full, and stops them when the
-  log cannot be opened: so, before the disk is full, a folder takes the log's place.
+* sudo writes its event before a program begins, and waits for its log's lock. When it cannot write, it says so, and the
+  program begins all the same. So, before the disk is full, the lock is held here, and no program begins until there is
+  room again.
 * An event is read once, whatever dies: where it stood is in the line that was made of it. What it held of the
   environment stays here.
 """
@@ -23,7 +24,6 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import json
@@ -71,7 +71,6 @@ class Place:
         self.alive = run / "alive"
         self.log = log
         self.events = log / "events.json"
-        self.barred = log / "events.barred"  # a folder; while there is no room, the two have changed places
         self.lines = log / "lines.json"
         self.ssh = ssh
 
@@ -79,26 +78,11 @@ class Place:
         """Make what is missing."""
         self.names.mkdir(parents=True, exist_ok=True, mode=0o755)
         self.log.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not self.events.is_dir():
-            self.barred.mkdir(exist_ok=True, mode=0o700)
-            os.close(os.open(str(self.events), os.O_RDONLY | os.O_CREAT, 0o600))
 
     def has_room(self) -> bool:
         """Whether there is room for events."""
         found = os.statvfs(str(self.log))
         return found.f_bavail * found.f_frsize >= ROOM
-
-    def is_barred(self) -> bool:
-        """Whether a folder stands where sudo would write."""
-        return self.events.is_dir()
-
-    def bar(self, *, is_barred: bool) -> None:
-        """Let sudo open its log, or not: atomically, and for each program that is to begin from now on."""
-        if is_barred != self.is_barred():
-            libc = ctypes.CDLL(None, use_errno=True)
-            here, exchange = -100, 2
-            if libc.renameat2(here, os.fsencode(self.events), here, os.fsencode(self.barred), exchange) != 0:
-                raise OSError(ctypes.get_errno(), "the log cannot be barred")
 
 
 # --- a session --------------------------------------------------------------------------------------------------------
@@ -115,7 +99,7 @@ def enter(place: Place, env: Mapping[str, str]) -> NoReturn:
         raise Refused(f"the login shell of {account.pw_name} must be /bin/sh")
     if not _is_read(place):
         raise Refused("nobody reads the record (breakglass-sudo lines does not run)")
-    if place.is_barred() or not place.has_room():
+    if not place.has_room():
         raise Refused("there is no room for the record")
     said = json.loads(
         subprocess.run([str(place.ssh), "who"], stdout=subprocess.PIPE, check=True, timeout=20).stdout  # noqa: S603
@@ -215,6 +199,8 @@ class Reader:
         self.place = place
         self.first: str | None = None
         self.at = 0
+        self._open: Any = None
+        self.is_held = False
         self.size = 0  # of the file of lines, up to the end of the last one
         self._find()
 
@@ -230,17 +216,34 @@ class Reader:
                 log = json.loads(whole[whole.rfind(b"\n", 0, -1) + 1 :])["log"]
                 self.first, self.at = log["first"], log["end"]
 
+    def _file(self) -> Any:  # noqa: ANN401
+        """Return sudo's log. It stays open: closing it would give its lock back."""
+        if self._open is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._open.fileno()), self.place.events.stat()):
+                    return self._open
+        # Unbuffered: what was there before must not be read again.
+        self._open = os.fdopen(os.open(str(self.place.events), os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+        self.is_held = False
+        return self._open
+
+    def hold(self, *, is_held: bool) -> None:
+        """Let no program begin, or let them again: what asks for the lock waits."""
+        fcntl.lockf(self._file(), fcntl.LOCK_EX if is_held else fcntl.LOCK_UN)
+        self.is_held = is_held
+
     def step(self) -> int:
         """Make lines of the events that are new, and return how many."""
-        source = self.place.barred if self.place.is_barred() else self.place.events
-        with source.open("r+b") as file:
+        file = self._file()
+        made = self._read(file)
+        if self.at > KEPT_EVENTS and not made:
+            # Nothing is written meanwhile: what is dropped was read.
+            was_held = self.is_held
+            self.hold(is_held=True)
             made = self._read(file)
-            if self.at > KEPT_EVENTS and not made:
-                # sudo holds the same lock while it writes: what is dropped was read.
-                fcntl.lockf(file, fcntl.LOCK_EX)
-                made = self._read(file)
-                if not made:
-                    file.truncate(0)
+            if not made:
+                file.truncate(0)
+            self.hold(is_held=was_held)
         if self.size > KEPT_LINES:
             self.place.lines.replace(self.place.lines.with_suffix(".json.1"))
             self.size = 0
@@ -292,15 +295,16 @@ class Reader:
 
 
 def follow(place: Place) -> NoReturn:
-    """Make lines of events for ever, and bar sudo's log while there is no room. Raises OSError; start it again then."""
+    """Make lines of events for ever, and let no program begin while there is no room. Raises OSError."""
     place.make()
     with place.alive.open("ab") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         reader = Reader(place)
         while True:
-            place.bar(is_barred=not place.has_room())
-            # While it is barred, this file may have no room, either: it is written when there is.
-            with contextlib.suppress(OSError) if place.is_barred() else contextlib.nullcontext():
+            has_room = place.has_room()
+            reader.hold(is_held=not has_room)
+            # Without room there is none for the lines, either: they are written when there is.
+            with contextlib.nullcontext() if has_room else contextlib.suppress(OSError):
                 reader.step()
             time.sleep(PAUSE)
 
