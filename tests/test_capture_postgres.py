@@ -669,6 +669,14 @@ def test_lines_of_nobody_and_other_zones_are_read():
     assert here.text == "select 1"
 
 
+def test_bytes_of_another_encoding_are_no_hiding_place():
+    """A database may hold bytes that are no UTF-8: the line is read, with a mark in their place."""
+    [line] = POSTGRES.read(
+        _line(message="AUDIT: SESSION,1,1,READ,SELECT,,,select 'XX',<none>").replace(b"XX", b"\xff\xe2")
+    )
+    assert line.text == "select '\ufffd\ufffd'"
+
+
 def test_rows_and_a_read_statement_that_names_a_setting():
     """Rows are read where pgaudit writes them; looking at a setting is no attempt to change it."""
     [line] = POSTGRES.read(_line(message="AUDIT: SESSION,1,1,READ,SELECT,,,select 1,<none>,12"))
@@ -677,6 +685,42 @@ def test_rows_and_a_read_statement_that_names_a_setting():
     assert line.kind is Kind.STATEMENT
     kinds = [x.kind for x in POSTGRES.read(_line(message="statement: RESET pgaudit.log"))]
     assert kinds == [Kind.STATEMENT, Kind.STOPPED]
+
+
+CUT = f" … cut: 1500000 bytes, sha256 {'0' * 64}".encode()
+
+
+def test_a_line_that_was_too_long_to_be_sent_is_told_by_its_beginning(prepared, login):
+    """A real line of two megabytes, cut anywhere as the tailer does, is its login's; a failure of that length, too."""
+    credential, at = login("BG-L0NG"), prepared.end
+    with prepared.real.connect(credential) as session:
+        session.execute("SELECT length('" + 'a"\\é€,' * 250_000 + "'), 'x'")
+        with pytest.raises(psycopg.Error):
+            session.execute(f"SELECT 'b' FROM nothing_there -- {'b' * 1_500_000}")
+    prepared.until(credential.username, lambda lines: [x for x in lines if x.kind is Kind.CLOSED])
+    whole, failed = (raw for _, raw in prepared.since(at) if len(raw) > 1_400_000)
+    for size in (*range(1_000_000, 1_000_030), 5_000):
+        [line] = POSTGRES.read(whole[:size] + CUT)
+        assert (line.kind, line.identity) == (Kind.STATEMENT, credential.username)
+        assert line.text.startswith('SELECT length(\'a"\\é€,a"')
+        assert line.text.endswith("-- the beginning of a line of 1500000 bytes")
+    [line] = POSTGRES.read(failed[:1_000_000] + CUT)
+    assert (line.kind, line.result, line.text[:10]) == (Kind.STATEMENT, "42P01", "SELECT 'b'")
+
+
+def test_attack_what_a_statement_writes_ends_no_session_when_it_is_cut():
+    """RAISE LOG can write a line so long that its context is lost: no session ends by it."""
+    for message, kind in (
+        ("disconnection: session time", Kind.NOTE),
+        ("connection authorized: user=bg-0ther-1-a", Kind.NOTE),
+        ("AUDIT: SESSION,1,1,READ,SELECT,,,forged ", Kind.STATEMENT),
+        ("statement: forged ", Kind.STATEMENT),
+    ):
+        [line] = POSTGRES.read(_line(message=message + "x" * 100_000)[:90_000] + CUT)
+        assert (line.kind, line.identity) == (kind, "bg-7kq2-1-abcdefgh")
+    for raw in (b"", b"{", _line()[:60]):
+        with pytest.raises(Unreadable):
+            POSTGRES.read(raw + CUT)
 
 
 def test_a_value_cannot_end_the_comment_that_it_stands_in():

@@ -19,6 +19,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -54,6 +55,14 @@ _AUDIT: Final = re.compile(
     rf"{_VALUE},{_VALUE},{_VALUE}(?:,(\d{{1,18}}))?",
     re.ASCII,
 )
+_AUDIT_BEGUN: Final = re.compile(
+    rf'AUDIT: (?:SESSION|OBJECT),\d+,\d+,[^",\r\n]*+,[^",\r\n]*+,[^",\r\n]*+,(?:{_VALUE[1:-1]}),"?(.*)',
+    re.ASCII | re.DOTALL,
+)
+# What the ingest endpoint puts behind the beginning of a line that is too long to be sent (bot/ingest.py).
+_CUT: Final = re.compile(rb" \xe2\x80\xa6 cut: (\d{1,18}) bytes, sha256 [0-9a-f]{64}\Z")
+_CUT_WORDS: Final = 200
+_TORN: Final = 7
 _ODD: Final = re.compile(r"\\u(?:0000|[dD])", re.ASCII)
 _DURATION: Final = re.compile(r"duration: [0-9.]+ ms")
 _LOGGED: Final = re.compile(r"(?:duration: [0-9.]+ ms  )?(?:statement|execute [^:]*): (.*)", re.DOTALL)
@@ -74,13 +83,16 @@ class Postgres:
 
     def read(self, raw: bytes) -> tuple[Line, ...]:
         """Return what the line says of a session; nothing for one of no user's. Raises Unreadable."""
-        record = _record(raw)
+        cut = _CUT.search(raw, max(0, len(raw) - _CUT_WORDS))
+        record = _record(raw) if cut is None else _beginning(raw[: cut.start()])
         if "user" not in record:
             return ()
-        return _Reader(record).lines()
+        return _Reader(record).lines() if cut is None else _Reader(record).beginning(int(cut[1]))
 
     def setup(self, options: Mapping[str, str]) -> str:
-        """Return the server's settings and the roles'. ``manager``: the role with which Vault makes logins.
+        """Return the server's settings and the roles'. ``source``: its name in the policy.
+
+        ``manager``: the role with which Vault makes logins.
 
         ``role``: a login that exists, and is handed out as it is. Raises Invalid for what is no name of a role.
         """
@@ -89,7 +101,7 @@ class Postgres:
             if not database_sql.IDENTIFIER.fullmatch(name):
                 sentence = f"{name!r} is not the name of a role of your own."
                 raise Invalid(sentence, fields={key: sentence})
-        text = _SETUP.replace("{manager}", manager)
+        text = _SETUP.replace("{manager}", manager).replace("{source}", options.get("source", "orders-pg"))
         text = text.replace("{grants}", "\n".join(database_sql.audit_grants("pgaudit", manager)))
         if "role" in options:
             lines = (f"{line};" for line in database_sql.audit_settings("pgaudit", options["role"]))
@@ -124,6 +136,21 @@ class _Reader:
         if self._message.startswith("AUDIT: "):
             return self._audit()
         return self._of_the_server()
+
+    def beginning(self, size: int) -> tuple[Line, ...]:
+        """Return what the beginning of a line of ``size`` bytes says.
+
+        Attack: a statement writes a line (RAISE LOG) so long that its context is cut off. So it may be a statement, and
+        a failure, and nothing of a session's begin and end.
+        """
+        if self._severity in {"ERROR", "FATAL", "PANIC"}:
+            return self._failure()
+        found = _AUDIT_BEGUN.match(self._message) or _LOGGED.match(self._message)
+        if self._severity != "LOG" or self._context or self._statement or found is None:
+            return (self._line(Kind.NOTE, self._message),)
+        said = found[1].replace('""', '"')
+        text = f"{said}\n-- the beginning of a line of {size} bytes"
+        return self._run(text, is_copied_in=_is_copied_in(text))
 
     def _line(self, kind: Kind, text: str, *, result: str | None = None, rows: int | None = None) -> Line:
         return Line(
@@ -197,8 +224,8 @@ class _Reader:
 
 
 def _record(raw: bytes) -> dict[str, Any]:
-    """Return the line's fields. Bytes that are no UTF-8 (a database in another encoding) stay visible, escaped."""
-    text = raw.decode("utf-8", "backslashreplace")
+    """Return the line's fields. Bytes that are no UTF-8 (a database in another encoding) are replaced."""
+    text = raw.decode("utf-8", "replace")
     try:
         record = _DECODER.decode(text)
     except (ValueError, RecursionError):
@@ -209,6 +236,14 @@ def _record(raw: bytes) -> dict[str, Any]:
     if _ODD.search(text) and any(isinstance(value, str) and _is_torn(value) for value in record.values()):
         raise Unreadable("a NUL, or half a character")
     return record
+
+
+def _beginning(raw: bytes) -> dict[str, Any]:
+    """Return the fields of a line whose end was cut off within a text, the last of them torn."""
+    for torn in range(_TORN):  # up to a whole escape, and what is left of a letter
+        with contextlib.suppress(Unreadable):
+            return _record(raw[: len(raw) - torn] + b'"}')
+    raise Unreadable("the beginning of a line, and not of a text in it")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -276,6 +311,9 @@ def _is_copied_in(text: str) -> bool:
 
 
 _SETUP: Final = """\
+# The source {source}. Beside the server, for as long as it runs:
+#   breakglass capture tail --source {source} --to https://… '/var/lib/postgresql/15/main/log/*.json'
+
 # 1. postgresql.conf; then restart the server. (Debian: apt-get install postgresql-15-pgaudit)
 shared_preload_libraries = 'pgaudit'   # beside what stands there already
 logging_collector = on
@@ -287,7 +325,8 @@ log_disconnections = on
 log_min_messages = 'warning'           # or lower
 update_process_title = on              # shows calls over the fast path
 
--- 2. As a superuser, so that Vault can set its logins so, and nobody else pays (PostgreSQL 15 or newer):
+-- 2. As a superuser, so that Vault can set its logins so, and nobody else pays (PostgreSQL 15 or newer). {manager} is
+--    the level's "manager"; with its own name "breakglass vault policy" prints these lines, too:
 {grants}
 
 -- 3. In the policy, at each level of the engine "database":  audit: pgaudit
