@@ -14,6 +14,7 @@ import re
 import subprocess
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -28,6 +29,7 @@ from workflows.errors import Invalid, Refused
 from workflows.policy_file import PolicyInvalid
 from workflows.recorder import Raw, Recorder
 from workflows.replay import check_database
+from workflows.trial import try_level
 
 POSTGRES = CAPTURES["postgres"]
 DATABASE = ENGINES["database"]
@@ -582,6 +584,30 @@ def test_a_level_that_must_be_recorded_says_how(prepared, database):
     assert rules.parse(text.replace("audit: pgaudit", "audit: none"), name="recorded")
     with pytest.raises(PolicyInvalid, match="records its logins only as “audit” says"):
         rules.parse(text.replace("audit: pgaudit\n", "\n"), name="recorded")
+
+
+def test_what_is_tried_comes_back_from_the_source(prepared, database):
+    """What ``breakglass check --levels`` runs at a real target is told by its source, and is nobody's command."""
+    flow = Recorded(prepared, database)
+    level = SimpleNamespace(
+        name="write", settings=prepared.real.write.settings, quorum=2, capture_source="orders-pg", capture="required"
+    )
+    account = SimpleNamespace(name="orders-db", levels={"write": level})
+    is_over = threading.Event()
+
+    def send():
+        while not is_over.wait(0.2):
+            flow.send()
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        seen = try_level(prepared.real.vault(), database, account, level, RITA)
+    finally:
+        is_over.set()
+        sender.join()
+    assert "orders-pg has recorded it" in seen[-1]
+    assert flow.said("command:stranger") == flow.said("command:run") == []
 
 
 def test_a_login_that_no_grant_explains_is_an_alarm(prepared, database):
