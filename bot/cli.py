@@ -28,6 +28,7 @@ from bot import (
     log_commands,
     open_command,
     retention_commands,
+    show_command,
     vault_commands,
     verify_command,
 )
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     approve_command.add(commands)
     open_command.add(commands)
+    show_command.add(commands)
     export_command.add(commands, who=_me)
     log_commands.add(commands, who=_me)
     retention_commands.add(commands, who=_me)

@@ -487,7 +487,8 @@ class _Front:
     def _open_review(self, body: Mapping[str, Any], client: WebClient, request_id: str, version: int | None) -> None:
         with filling(client, body["trigger_id"], modals.loading(f"Review {request_id}")) as view_id:
             case = self.desk.may(actor_of(body), Action.REVIEW, request_id, version, now=self.now())
-            view = modals.review_form(case, self.desk.policy, views.value(case))
+            use = self.desk.use(case)
+            view = modals.review_form(case, self.desk.policy, views.value(case), use)
             client.views_update(view_id=view_id, view=view)
 
     def review(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:

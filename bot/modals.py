@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from storage.commands import Command
+    from storage.commands import Command, Tally
     from storage.models import Request
     from workflows.control_group import Question
     from workflows.door import Case
@@ -434,9 +434,12 @@ def commands_page(about: str, page: int, found: Sequence[Command | None], *, has
 # --- the review -------------------------------------------------------------------------------------------------------
 
 
-def review_form(case: Case, policy: Policy, about: str) -> View:
-    """Return the review form: what was said before, then the questions."""
+def review_form(case: Case, policy: Policy, about: str, use: Tally) -> View:
+    """Return the review form: what was said before and what was run, then the questions. ``use``: what was run."""
     row = case.request
+    account = policy.accounts.get(row.account)
+    level = account.levels.get(row.level) if account else None
+    source = (level.capture_source if level else None) or ""
     asked = [
         section("\n".join(line for line in views.used(case, policy) if line)),
         rich(
@@ -448,6 +451,7 @@ def review_form(case: Case, policy: Policy, about: str) -> View:
                 typed(row.standard_path, 1000),
             ]
         ),
+        *commands.review(use, was_issued=any(grant.issued_at for grant in case.grants), source=source),
         divider(),
     ]
     both = [_option("Yes", YES), _option("No", NO)]

@@ -368,8 +368,15 @@ class ThreadFollower:
         case = self._case(claim.unit.request_id)
         claim.seen = case.request.last_seq
         post = self._cursors.posts(claim.unit.request_id).get(CARD)
-        if self._show(claim, post, self._letter(case, CARD, case.request.channel)):
+        if self._show(claim, post, self._letter(case, CARD, case.request.channel, more=self._use(case))):
             claim.cursor = claim.seen
+
+    def _use(self, case: Case) -> dict[str, str]:
+        """Say what was run, on the card of an access that is over: before, each command would draw it again."""
+        if not allowed_roles(case.state, Action.REVIEW) and case.review is None:
+            return {}
+        with self._database.read() as session:
+            return {"use": commands.short(told.tally(session, case.request.id))}
 
     def _write_direct(self, claim: Claim) -> None:
         case = self._case(claim.unit.request_id)
@@ -430,9 +437,11 @@ class ThreadFollower:
             is None
         ]
 
-    def _letter(self, case: Case, key: str, target: str, *, is_wanted: bool = True) -> _Letter:
+    def _letter(
+        self, case: Case, key: str, target: str, *, is_wanted: bool = True, more: Mapping[str, str] | None = None
+    ) -> _Letter:
         draw = _PICTURES[key.partition(":")[0]]
-        message = draw(case, self._policy(), now=self._now())
+        message = draw(case, self._policy(), now=self._now(), **(more or {}))
         return _Letter(key, target, message, _picture(message, case.request), is_wanted)
 
     # ------------------------------------------------------------------------------------ one message

@@ -456,8 +456,8 @@ def _facts(case: Case, policy: Policy) -> tuple[str, list[Block]]:
     return text, blocks
 
 
-def card(case: Case, policy: Policy, *, now: datetime) -> Message:
-    """Return the incident channel's card: always a true picture of the row."""
+def card(case: Case, policy: Policy, *, now: datetime, use: str = "") -> Message:
+    """Return the incident channel's card: always a true picture of the row. ``use``: what was run, in a few words."""
     del now
     text, blocks = _facts(case, policy)
     blocks += actions(
@@ -465,7 +465,8 @@ def card(case: Case, policy: Policy, *, now: datetime) -> Message:
     )
     row = case.request
     small = f"Asked {when(row.opened_at)} · every click is on record · rules in force {escape(row.policy_hash[:8])}"
-    return Message(text, [*blocks, context(small)])
+    ran = [context(f"On record: {use}")] if use else []
+    return Message(text, [*blocks, *ran, context(small)])
 
 
 def ask(case: Case, policy: Policy, *, now: datetime) -> Message:

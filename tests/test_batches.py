@@ -273,3 +273,19 @@ def test_a_batch_has_an_end(world: _World, monkeypatch: pytest.MonkeyPatch) -> N
             cursor = batch.last
     assert [count for _, _, count in found] == [40, 40, 20]
     assert [first for first, _, _ in found] == [seqs[0], seqs[40], seqs[80]]
+
+
+def test_the_card_counts_the_commands_when_the_access_is_over(world: _World) -> None:
+    """While it is out no command draws the card again; afterwards the card says how many there were."""
+    row = world.active()
+    quick(world)
+    start = len(world.driver.journal(kind="api", method="chat.update"))
+    for _ in range(3):
+        ran(world, row.id, {"text": "DELETE FROM orders", "danger": "whole-table delete"}, {"text": "SELECT 1"})
+        quick(world)
+    assert len(world.driver.journal(kind="api", method="chat.update")) == start
+    row = world.row(row.id)
+    world.desk.release(Actor(TEAM, RITA), row.id, row.version, now=world.now())
+    world.desk.finish(row.id, now=world.now())
+    quick(world)
+    assert "6 commands, *3 dangerous*" in str(world.cards(row.id)[0]["blocks"])

@@ -66,6 +66,45 @@ def mapped(*records: Record) -> list[dict[str, Any]]:
     return [made for record in records for made in mapper.records(record, LEAF)]
 
 
+RAN = {
+    "source": "orders-pg",
+    "trust": "enforced",
+    "at": "2026-03-01T01:59:58.000000Z",
+    "identity": "bg-7kq2-1",
+    "text": "DELETE FROM orders",
+    "class": "write",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "class_uid"), [("statement", 6005), ("exec", 1007), ("call", 6003), ("", 6005), (None, 6005)]
+)
+def test_what_was_run_is_of_the_class_of_its_kind(kind: str | None, class_uid: int) -> None:
+    """A statement, a program and a call each validate, by the target's clock, with the failure and the danger."""
+    told = {**RAN, "kind": kind, "danger": "whole-table delete", "result": "42501"}
+    (made,) = mapped(record_of("command:run", data={name: value for name, value in told.items() if value is not None}))
+    assert problems([made]) == []
+    assert made["class_uid"] == class_uid
+    assert (made["severity_id"], made["status"], made["status_code"]) == (4, "Failure", "42501")
+    assert made["time"] == round(datetime(2026, 3, 1, 1, 59, 58, tzinfo=UTC).timestamp() * 1000)
+    assert "DELETE FROM orders" in str(made)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        *("command:stop", "command:stranger", "command:close", "command:find", "command:run"),
+        *("capture:gap", "capture:down", "capture:up", "capture:unreadable"),
+    ],
+)
+@pytest.mark.parametrize("data", [None, {}, RAN, {"source": "orders-pg", "since": "x"}], ids=str)
+def test_everything_about_a_recording_is_valid(event: str, data: dict[str, Any] | None) -> None:
+    """Alarms about the recording are findings, and all of them validate, also with nothing in them."""
+    for request in ("BG-7KQ2", None):
+        made = mapped(record_of(event, person="system", request=request, data=data))
+        assert problems(made) == []
+
+
 @pytest.mark.parametrize("move", TRANSITIONS.values(), ids=lambda move: f"{move.source}-{move.action}")
 def test_every_move_of_the_table_is_valid(move: Move) -> None:
     """Each row of TRANSITIONS, done and refused, by a person and by the bot, is accepted by its schema."""

@@ -252,6 +252,53 @@ def test_a_page_says_it_all(log: Database) -> None:
             assert record.leaf_hash.hex() in text
 
 
+def with_commands(database: Database, count: int = 2) -> None:
+    """Add what was run under the reviewed request."""
+    writer = Writer(database)
+    writer.now = NOW + timedelta(days=2)
+    out = {"source": "orders-pg", "trust": "enforced", "identity": "bg-7kq2-1", "at": "2026-03-01T02:10:00.000000Z"}
+    for number in range(count):
+        told_ = {**out, "text": f"SELECT {number} -- <script>alert(1)</script> \x1b[31m", "class": "read", "rows": 3}
+        writer.entry("BG-7KQ2", "command:run", "U0RITA", data=told_)
+    told_ = {**out, "text": "DELETE FROM t", "class": "write", "danger": "whole-table delete"}
+    writer.entry("BG-7KQ2", "command:run", "U0RITA", data=told_)
+    writer.entry(
+        "BG-7KQ2", "command:close", data={"source": "orders-pg", "commands": count + 1, "gaps": [{"missing": 4}]}
+    )
+    writer.entry("BG-7KQ2", "command:find", data={"source": "orders-pg", "findings": [{"sentence": "Used elsewhere."}]})
+
+
+def test_a_page_and_a_paper_list_the_commands(log: Database) -> None:
+    """Each with its time, source, trust and login; what is dangerous, missing and found is said above them."""
+    with_commands(log)
+    found = told(log, "BG-7KQ2")
+    drawn = page.request_page(found, ABOUT, NAMES).decode()
+    assert "<script>" not in drawn
+    for text in (html.unescape(drawn), read(paper.request_paper(found, ABOUT, NAMES)).replace("\n", " ")):
+        for words in (
+            "orders-pg: recorded by the target itself",
+            "3 commands: 2 read, 1 write",
+            "1 command marked as dangerous",
+            "4 lines of the record never came",
+            "Used elsewhere.",
+            "2026-03-01 02:10:00",
+            "DELETE FROM t",
+            "DANGEROUS: whole-table delete",
+        ):
+            assert words in text, words
+    assert story.row_of(found).entries == len(found.steps) + 4
+
+
+def test_a_thousand_commands_bury_no_step(log: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands are no marks of the timeline; of too many a page lists the first, and says where the rest are."""
+    monkeypatch.setattr(story, "MOST_COMMANDS", 3)
+    before = len(timeline.draw(told(log, "BG-7KQ2")).marks)
+    with_commands(log, 20)
+    found = told(log, "BG-7KQ2")
+    assert len(timeline.draw(found).marks) <= before + 1
+    assert "19 more stand in <code>entries.jsonl</code>" in page.request_page(found, ABOUT, NAMES).decode()
+
+
 def test_the_period_lists_every_request(log: Database) -> None:
     """Each request with its state and a link to its page."""
     found = pages(log)["period.html"]

@@ -19,6 +19,7 @@ from bot import blockkit, modals, views
 from bot.sandbox.answers import mrkdwn_of
 from bot.sandbox.blocks import Surface, check_blocks, check_view
 from storage.audit import Actor, Record
+from storage.commands import Tally
 from storage.models import Decision, Grant, Outcome, Request, Review, State
 from workflows import policy as rules
 from workflows.door import Case
@@ -219,7 +220,7 @@ def test_every_window_is_one_that_slack_takes(case, text):
         modals.shorten_form(case, POLICY, views.value(case)),
         modals.revealing(case.request.id),
         modals.credential(case, login, now=NOW),
-        modals.review_form(case, POLICY, views.value(case)),
+        modals.review_form(case, POLICY, views.value(case), Tally()),
     ):
         assert check_view(view, Surface.MODAL) == []
     assert check_view(modals.home_notice(text), Surface.HOME) == []

@@ -547,6 +547,12 @@ class Desk(Issuer):
         if person is None or person.inability() is not None:
             raise NotAllowed("Only full members of this workspace may read the commands.")
 
+    def use(self, case: Case) -> commands.Tally:
+        """Return what the log says was run under a request; of what was after the end of a login, how much."""
+        ended = {grant.identity: grant.ended_at for grant in case.grants if grant.identity and grant.ended_at}
+        with self._read() as session:
+            return commands.tally(session, case.request.id, ended=ended.get)
+
     def executed(
         self, request_id: str, first: int, last: int, page: int, size: int
     ) -> tuple[list[commands.Command | None], bool]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from storage import closing
+from storage import closing, commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,6 +29,9 @@ _ENTITY: Final = (3004, "Entity Management", 3, "Identity & Access Management")
 _ACCOUNT: Final = (3001, "Account Change", 3, "Identity & Access Management")
 _ACCESS: Final = (3005, "User Access Management", 3, "Identity & Access Management")
 _LOG: Final = (1008, "Event Log Activity", 1, "System Activity")
+_STATEMENT: Final = (6005, "Datastore Activity", 6, "Application Activity")
+_EXEC: Final = (1007, "Process Activity", 1, "System Activity")
+_CALL: Final = (6003, "API Activity", 6, "Application Activity")
 _FINDING: Final = (2004, "Detection Finding", 2, "Findings")
 
 _NAMES: Final[Mapping[tuple[int, int], str]] = {
@@ -40,6 +43,8 @@ _NAMES: Final[Mapping[tuple[int, int], str]] = {
     (3001, 6): "Delete",
     (3005, 1): "Assign Privileges",
     (3005, 2): "Revoke Privileges",
+    (6005, 4): "Query",
+    (1007, 1): "Launch",
     (1008, 2): "Delete",
     (1008, 3): "Export",
     (1008, 5): "Rotate",
@@ -123,6 +128,9 @@ class Mapper:
         if event in _FINDINGS:
             yield self._finding(record, leaf)
             return
+        if event == commands.RUN and record.refused is None:
+            yield self._command(record, leaf)
+            return
         if event in _ABOUT_THE_LOG or (record.request_id is None and not event.startswith(("request:", "policy:"))):
             yield self._about_the_log(record, leaf)
             return
@@ -179,6 +187,35 @@ class Mapper:
     def _account(self, record: Record, leaf: bytes, activity: int, identity: str) -> dict[str, Any]:
         found = self._made(_ACCOUNT, activity, record, leaf)
         found["user"] = _user_at_target(identity, record)
+        return found
+
+    def _command(self, record: Record, leaf: bytes) -> dict[str, Any]:
+        """Map what was run: a program, a call of an API, or else a statement."""
+        one = commands.of_record(record)
+        source = one.source or "unknown"
+        unknown = {"name": "unknown"}  # from where: the record of the source may say it, the entry does not
+        if one.kind == "exec":
+            found = self._made(_EXEC, 1, record, leaf)
+            found["device"] = {"name": source, "type_id": 1, "type": "Server"}
+            found["process"] = {"uid": f"{record.seq}", "cmd_line": one.text, "user": _login(one)}
+        elif one.kind == "call":
+            found = self._made(_CALL, 99, record, leaf)
+            found["api"] = {"operation": one.text or "unknown", "service": {"name": source}}
+            found["src_endpoint"] = unknown
+        else:
+            found = self._made(_STATEMENT, 4, record, leaf)
+            found["type_id"], found["type"] = 1, "Database"
+            found["database"] = {"name": one.database or source, "type_id": 1, "type": "Relational"}
+            found["query_info"] = {"uid": f"{record.seq}", "query_string": one.text}
+            found["src_endpoint"] = unknown
+            found["dst_endpoint"] = {"name": source}
+        found["time"] = round(one.at.timestamp() * 1000)
+        if one.danger:
+            found["severity_id"], found["severity"] = 4, _SEVERITIES[4]
+        if one.has_failed:
+            found["status_id"], found["status"] = 2, "Failure"
+            found["status_code"] = one.result
+        found["unmapped"]["login"] = one.identity
         return found
 
     def _about_the_log(self, record: Record, leaf: bytes) -> dict[str, Any]:
@@ -269,6 +306,10 @@ def _begun(kind: tuple[int, str, int, str], activity: int, at: int, severity: in
     else:
         found["type_name"] = f"{name}: Other"
     return found
+
+
+def _login(one: commands.Command) -> dict[str, Any]:
+    return {"name": one.identity} if one.identity else {"uid": "unknown"}
 
 
 def _user_at_target(identity: str, record: Record) -> dict[str, Any]:

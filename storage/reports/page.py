@@ -14,7 +14,7 @@ import html
 import re
 from typing import TYPE_CHECKING, Final
 
-from storage.reports import controls, timeline
+from storage.reports import controls, executed, timeline
 from storage.reports.story import ENDINGS, OUTCOMES, moment, say, who
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ thead th{background:var(--panel);border-bottom:2px solid var(--line);white-space
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;overflow-wrap:normal}
 td.t,.nw{white-space:nowrap;overflow-wrap:normal}
 code{font:.85em/1.4 ui-monospace,"Cascadia Mono",Consolas,monospace;overflow-wrap:anywhere}
+code.cmd{white-space:pre-wrap}
 td code.leaf{display:block;font-size:.72em;color:var(--soft)}.said{display:block;color:var(--soft);white-space:pre-wrap}
 .bad{color:var(--bad);font-weight:700}a{color:var(--link)}
 figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.9rem}svg{width:100%;height:auto;display:block}
@@ -97,7 +98,7 @@ def request_page(story: Story, about: About, names: Names) -> bytes:
         _section("Who asked for what, and why", _asking(story, names)),
         _section("Who decided", _deciding(story, names)),
         _section("Credentials", _credentials(story, names)),
-        _section("Commands", "<p>No commands were captured for this request, so none are shown.</p>"),
+        _section("Commands", _commands(story)),
         _section("Review", _review(story, names)),
         _section("Follow-ups", _follow_ups(story, names)),
         _section("Every entry", _entries(story)),
@@ -171,6 +172,32 @@ def _credentials(story: Story, names: Names) -> str:
     return found
 
 
+def _commands(story: Story) -> str:
+    told = executed.summary(story.use)
+    if not told and not story.executed:
+        return f"<p>{executed.NONE}</p>"
+    found = "".join(f"<p>{_e(line)}</p>" for line in told)
+    if not story.executed:
+        return found
+    lines = []
+    for one in story.executed:
+        marks = _e(executed.marks(one))
+        bad = f'<span class="bad">{marks}</span>' if one.is_alarming else marks
+        lines.append(
+            f'<tr><th scope="row" class="nw">{_e(_time(one.at))}</th><td>{_e(executed.where(one)) or "-"}</td>'
+            f'<td><code class="cmd">{_e(executed.words(one))}</code></td><td>{bad or "-"}</td>'
+            f'<td class="n">#{one.seq}</td></tr>'
+        )
+    heads = ("When (UTC, target's clock)", "Source and login", "Command", "What it was")
+    head = "".join(f'<th scope="col">{_e(name)}</th>' for name in heads) + '<th scope="col" class="n">Entry</th>'
+    more = story.entries - len(story.steps) - len(story.executed)
+    after = f"<p>{more} more stand in <code>entries.jsonl</code>, which has all of them.</p>" if more else ""
+    return (
+        f"{found}{_scroll('commands')}<caption>In the order in which they were recorded.</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>{after}"
+    )
+
+
 def _review(story: Story, names: Names) -> str:
     review = story.review
     if review is None:
@@ -214,8 +241,8 @@ def _entries(story: Story) -> str:
         for name, cls in (("No.", ' class="n"'), ("Entry", ' class="n"'), ("When", ""), ("Who", ""), ("What", ""))
     )
     return (
-        f"{_scroll('every entry')}<caption>In the order of the log. The last line of each is its event, and the leaf "
-        "hash under which it stands in the log.</caption>"
+        f"{_scroll('every entry')}<caption>In the order of the log; commands have their own table. The last line of "
+        "each is its event, and the leaf hash under which it stands in the log.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from storage.reports import timeline
+from storage.reports import executed, timeline
 from storage.reports.story import ENDINGS, OUTCOMES, moment, say, who
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from storage.reports.story import About, Names, Period, Story
 
+MOST_COMMANDS: Final = 300  # the page has more, and entries.jsonl all
+_MOST_COMMAND: Final = 1000  # characters of one
 MOST_ROWS: Final = 1000  # of the list of requests; the whole one is population.csv
 
 _FACES: Final = "static/weblate_fonts"
@@ -152,8 +154,7 @@ def _write_request(sheet: _Sheet, story: Story, names: Names) -> None:
             )
     else:
         sheet.text("No credential was asked for.")
-    sheet.heading("Commands")
-    sheet.text("No commands were captured for this request, so none are shown.")
+    _write_commands(sheet, story)
     sheet.heading("Review and follow-ups")
     review = story.review
     if review is None:
@@ -173,6 +174,41 @@ def _write_request(sheet: _Sheet, story: Story, names: Names) -> None:
     if review.follow_ups:
         rows = [(one.what, who(one.owner, names), one.due) for one in review.follow_ups]
         sheet.table(("To do", "Owner", "Due"), (104, 50, 24), rows)
+
+
+def _write_commands(sheet: _Sheet, story: Story) -> None:
+    sheet.heading("Commands")
+    told = executed.summary(story.use)
+    if not told and not story.executed:
+        sheet.text(executed.NONE)
+        return
+    for line in told:
+        sheet.text(line)
+    if not story.executed:
+        return
+    sheet.table(
+        ("When (UTC)", "Source and login", "Command", "What it was", "Entry"),
+        (21, 32, 78, 32, 15),
+        [
+            (
+                moment(one.at).removesuffix(" UTC"),
+                executed.where(one) or "-",
+                clip(executed.words(one)),
+                executed.marks(one) or "-",
+                f"#{one.seq}",
+            )
+            for one in story.executed[:MOST_COMMANDS]
+        ],
+    )
+    more = story.entries - len(story.steps) - min(len(story.executed), MOST_COMMANDS)
+    if more:
+        sheet.text(f"{more} more stand in entries.jsonl, which has all of them.")
+
+
+def clip(text: str) -> str:
+    """Return the beginning of a long text, and how much is missing: a row of a table must fit on a page."""
+    more = len(text) - _MOST_COMMAND
+    return text if more <= 0 else f"{text[:_MOST_COMMAND]}… ({more} more characters)"
 
 
 def period_paper(period: Period, about: About, names: Names) -> bytes:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from storage import closing
+from storage import closing, commands
 from storage.models import FINAL, State
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from storage.audit import Record
+
+MOST_COMMANDS: Final = 5000  # kept by a story; the entries have all of them
 
 Names: TypeAlias = Mapping[str, str]  # user id → name, as far as it is known
 
@@ -146,6 +148,9 @@ class Story:
     refusals: int = 0
     closing: int | None = None  # the newest closing entry that is true of the entries before it
     people: set[str] = field(default_factory=set)
+    entries: int = 0
+    executed: list[commands.Command] = field(default_factory=list)  # the first of them; no steps of the request
+    use: commands.Tally = field(default_factory=commands.Tally)
 
     @property
     def is_whole(self) -> bool:
@@ -261,6 +266,7 @@ class Teller:
 
     def __init__(self, request_id: str, names: Names, policy_file: Callable[[int], str] = lambda _seq: "") -> None:
         self.story: Final = Story(request_id)
+        self.story.use.ended = self._end_of
         self._names = names
         self._policy_file = policy_file
         self._leaves: list[tuple[int, bytes]] = []
@@ -268,6 +274,7 @@ class Teller:
     def add(self, seq: int, leaf: bytes, record: Record | None) -> None:
         """Add an entry; a record of None is a body that cannot be read, or was pruned."""
         story = self.story
+        story.entries += 1
         if record is None:
             story.steps.append(
                 Step(
@@ -283,6 +290,15 @@ class Teller:
             self._leaves.append((seq, leaf))
             return
         story.people.add(record.actor.person)
+        if record.event in commands.TELLING and record.refused is None:
+            one = commands.of_record(record)
+            story.use.add(one)
+            if record.event in commands.MANY:
+                # Thousands of these would bury the steps of the request.
+                if len(story.executed) < MOST_COMMANDS:
+                    story.executed.append(one)
+                self._leaves.append((seq, leaf))
+                return
         text, typed = sentence(record, self._names)
         story.steps.append(
             Step(
@@ -335,6 +351,10 @@ class Teller:
                 self._review(record)
             case closing.EVENT if closing.holds(data, self._leaves):
                 story.closing = record.seq
+
+    def _end_of(self, identity: str) -> datetime | None:
+        """Return when a login had ended, as far as the entries say so by now."""
+        return next((one.ended_at for one in self.story.credentials if one.identity == identity), None)
 
     def _open(self, record: Record) -> None:
         story, data = self.story, record.data
@@ -517,6 +537,12 @@ def _close_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> 
     return f"The record up to here was closed for an export: {_whole(data, 'count')} entries, SHA-256 stated.", ""
 
 
+def _found_sentence(record: Record, _data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    one = commands.of_record(record)
+    found = " ".join(one.findings) or "Nothing is out of place."
+    return f"The record of {one.source or 'the source'} was looked through, with {one.count} commands: {found}", ""
+
+
 def _plain(text: str, key: str = "") -> Callable[[Record, Mapping[str, Any], Names], tuple[str, str]]:
     return lambda _record, data, _names: (text, _text(data, key) if key else "")
 
@@ -548,6 +574,11 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "credential:lost": _lost_sentence,
     "credential:end": _end_sentence,
     "credential:fail": _plain("No credential could be issued, and nothing is left of the try.", "why"),
+    commands.FIND: _found_sentence,
+    commands.GAP: _plain("Lines of a source of commands were destroyed before they were read.", "why"),
+    commands.DOWN: _plain("Nothing was heard of a source of commands: what was run may not be on record.", "source"),
+    "capture:up": _plain("A source of commands was heard of again.", "source"),
+    "capture:unreadable": _plain("Lines of a source of commands could not be read.", "source"),
     "review:file": _review_sentence,
     "review:remind": _plain("The review was overdue; its reviewers were reminded."),
     "log:export": _plain("The record, or a part of it, was exported."),
@@ -618,7 +649,7 @@ def row_of(story: Story) -> Row:
         story.review.outcome if story.review else "",
         len(story.review.follow_ups) if story.review else 0,
         story.refusals,
-        len(story.steps),
+        story.entries,
         story.is_whole,
         story.closing is not None,
     )
