@@ -94,19 +94,19 @@ class Postgres:
 
         ``manager``: the role with which Vault makes logins.
 
-        ``role``: a login that exists, and is handed out as it is. Raises Invalid for what is no name of a role.
+        ``role``: an account that exists and is lent. Raises Invalid for what is no name of a role.
         """
         manager = options.get("manager", "bgmgr")
-        for key, name in (("manager", manager), ("role", options.get("role", manager))):
+        role = options.get("role", "the_account")
+        for key, name in (("manager", manager), ("role", role)):
             if not database_sql.IDENTIFIER.fullmatch(name):
                 sentence = f"{name!r} is not the name of a role of your own."
                 raise Invalid(sentence, fields={key: sentence})
         text = _SETUP.replace("{manager}", manager).replace("{source}", options.get("source", "orders-pg"))
+        text = text.replace("{role}", role)
         text = text.replace("{grants}", "\n".join(database_sql.audit_grants("pgaudit", manager)))
-        if "role" in options:
-            lines = (f"{line};" for line in database_sql.audit_settings("pgaudit", options["role"]))
-            text += "\n-- 5. A login that is handed out as it is:\n" + "\n".join(lines) + "\n"
-        return text
+        settings = "\n".join(f"{line};" for line in database_sql.audit_settings("pgaudit", role))
+        return text.replace("{settings}", settings)
 
 
 class _Reader:
@@ -333,7 +333,10 @@ update_process_title = on              # shows calls over the fast path
 --    (Without the extension pgaudit:  audit: log_statement  — which does not see what functions and DO blocks run.)
 --    Then: breakglass vault apply
 
--- 4. What this does not record, and the bot says so when it happens: what is sent into COPY … FROM STDIN; what a
+-- 4. An account that exists and is lent (engine "static"): once, as a superuser, with its name for {role}:
+{settings}
+
+-- 5. What this does not record, and the bot says so when it happens: what is sent into COPY … FROM STDIN; what a
 --    replication connection reads; which function is called over the protocol's fast path (large objects).
 --    A superuser can switch recording off unseen, and so can whoever may set these parameters: give a level's group
 --    neither SUPERUSER, REPLICATION nor a right to SET them. "breakglass check" looks.
