@@ -11,8 +11,8 @@ Rules
 * With pgaudit one statement may give several lines: what it runs inside, and each part of a text of several statements
   with the whole text. A failure is a line of its own. Where log_statement is on beside pgaudit each statement comes
   twice: that is better than a source that is blind because its kind was named wrong.
-* Rows are not asked for: with ``pgaudit.log_rows`` a statement is written at its end, so that what was read through a
-  portal which an error then ends would be written nowhere.
+* Rows are not asked for: with ``pgaudit.log_rows`` a statement is written at its end, and one that fails, or that a
+  cursor had half read when its transaction failed, is not written.
 * Not written by the server, and said to be (``Kind.HOLE``): what is sent into a COPY FROM, replication, and which
   function is called over the fast path (psql's lo_export), which passes pgaudit by: ``log_duration`` shows it.
 """
