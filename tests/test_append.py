@@ -67,6 +67,42 @@ def test_an_entry_is_stored_as_the_mapper_would(database: Database, at: datetime
             assert session.run("SELECT at FROM entry") == (written(at),)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_entries_that_are_appended_together_are_those_of_one_by_one(database: Database, count: int) -> None:
+    """The same bodies, hashes and columns, as if each had come alone; what comes afterwards goes on from them."""
+    drafts = [
+        audit.Draft("test:step", audit.Actor("T0HOME", "U0RITA"), f"BG-{n}" if n % 2 else None, {"n": n, "words": "é"})
+        for n in range(count)
+    ]
+    at = NOW.replace(tzinfo=timezone(timedelta(hours=5.5)))
+    with database.write() as session:
+        append(session)
+        together = audit.append_all(session, drafts, at=at)
+        assert session.appended == {"BG-1", *(draft.request_id or "" for draft in drafts)}
+        append(session)
+    with database.read() as session:
+        assert audit.check(session) is None
+        records = audit.read_entries(session)
+        rows = session.exec(select(Entry).order_by(Entry.seq)).all()
+    assert [record.seq for record in records] == list(range(count + 2))
+    for draft, entry, row in zip(drafts, together, rows[1:], strict=False):
+        alone = audit.encode(
+            seq=entry.seq, event=draft.event, at=at, actor=draft.actor, request_id=draft.request_id, data=draft.data
+        )
+        assert (row.body, row.at, row.request_id, row.leaf_hash) == (alone, at, draft.request_id, entry.leaf_hash)
+
+
+def test_many_statements_of_which_one_is_refused_leave_nothing(database: Database) -> None:
+    """Whoever swallows the refusal cannot commit the rows before it."""
+    with pytest.raises(Clash), database.write() as session:  # noqa: PT012 - the end of the block raises, too
+        append(session)
+        place = "?" if session.kind == "sqlite" else "%s"
+        with pytest.raises(Clash):
+            session.run_many(f"INSERT INTO capture_line (key) VALUES ({place})", [(b"a",), (b"b",), (b"a",)])
+    assert size(database) == 0
+    append_alone(database)
+
+
 def test_after_a_refusal_the_transaction_is_gone_even_when_nobody_says_so(database: Database) -> None:
     """A Clash that a caller swallows commits nothing of its transaction, and is raised again at its end."""
     with database.write() as session:
