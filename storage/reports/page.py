@@ -55,7 +55,7 @@ thead th{background:var(--panel);border-bottom:2px solid var(--line);white-space
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;overflow-wrap:normal}
 td.t,.nw{white-space:nowrap;overflow-wrap:normal}
 code{font:.85em/1.4 ui-monospace,"Cascadia Mono",Consolas,monospace;overflow-wrap:anywhere}
-code.cmd{white-space:pre-wrap}
+code.cmd{display:block;min-width:16rem;white-space:pre-wrap}
 td code.leaf{display:block;font-size:.72em;color:var(--soft)}.said{display:block;color:var(--soft);white-space:pre-wrap}
 .bad{color:var(--bad);font-weight:700}a{color:var(--link)}
 figure{margin:1rem 0}figcaption{color:var(--soft);font-size:.9rem}svg{width:100%;height:auto;display:block}
@@ -188,12 +188,12 @@ def _commands(story: Story) -> str:
             f'<td><code class="cmd">{_e(executed.words(one))}</code></td><td>{bad or "-"}</td>'
             f'<td class="n">#{one.seq}</td></tr>'
         )
-    heads = ("When (UTC, target's clock)", "Source and login", "Command", "What it was")
+    heads = ("When (UTC)", "Source and login", "Command", "What it was")
     head = "".join(f'<th scope="col">{_e(name)}</th>' for name in heads) + '<th scope="col" class="n">Entry</th>'
     more = story.entries - len(story.steps) - len(story.executed)
     after = f"<p>{more} more stand in <code>entries.jsonl</code>, which has all of them.</p>" if more else ""
     return (
-        f"{found}{_scroll('commands')}<caption>In the order in which they were recorded.</caption>"
+        f"{found}{_scroll('commands')}<caption>In the order of the log; times are the target's.</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>{after}"
     )
 
