@@ -34,7 +34,8 @@ from storage.database import Database
 from storage.models import Entry, Grant
 from workflows.capture_rules import SourceRules
 from workflows.captures import CAPTURES
-from workflows.captures.wording import classify, redact
+from workflows.captures.classify import classify
+from workflows.captures.redaction import redact
 from workflows.recorder import Raw, Recorder
 
 if TYPE_CHECKING:

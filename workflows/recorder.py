@@ -30,8 +30,9 @@ from storage.models import CaptureLine, CaptureSession, CaptureSource, CaptureUs
 from workflows.attribution import OTHER_CLOCK, Owner, Owners
 from workflows.capture_watch import GAP, UP, close, new_use, say_of_source, tell_findings, touch
 from workflows.captures import CAPTURES
+from workflows.captures.classify import classify
+from workflows.captures.redaction import redact
 from workflows.captures.seam import Kind, Line, Unreadable
-from workflows.captures.wording import classify, redact
 from workflows.door import database_errors
 from workflows.errors import Invalid
 from workflows.trial import SEEN

@@ -339,7 +339,7 @@ def _parts(tree: exp.Expr, statement: str) -> Iterable[Classified]:
             yield Classified(Class.WRITE)
         elif isinstance(node, exp.Into):
             yield Classified(Class.DEFINITION if node.this is not None else Class.READ)  # SELECT … INTO a new table
-        elif isinstance(node, exp.Query):
+        elif isinstance(node, (exp.Query, exp.Values)):
             yield Classified(Class.READ)
         elif isinstance(node, exp.Func):
             name = (node.name if isinstance(node, exp.Anonymous) else node.sql_name()).lower()
