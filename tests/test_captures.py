@@ -59,8 +59,13 @@ def _sudo(identity, text):
     return json.dumps({"log": {"first": "12e6a3f36c", "end": 1024}, "accept": event}).encode()
 
 
+def _mariadb(identity, text):
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"20261124 14:25:27,vm,{identity},127.0.0.1,6,10,QUERY,shop,'{escaped}',0".encode()
+
+
 # By the capture's name: the line with which its source tells that an identity ran a text.
-SAMPLES = {"postgres": _postgres, "sudo": _sudo, "vault": _vault}
+SAMPLES = {"mariadb": _mariadb, "postgres": _postgres, "sudo": _sudo, "vault": _vault}
 GARBAGE = (
     b"",
     b"\n",

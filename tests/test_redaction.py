@@ -343,7 +343,7 @@ COMMANDS = (
     "git commit -m 'Rotate the password of {n}'",
     "chage -l user{n}; passwd -S user{n}",
     "tar czf /tmp/x{n}.tgz --exclude=secrets /srv/app",
-    "PGPASSFILE=/root/.pgpass pg_dump -h db -t orders_{n} shop",
+    "PGPASSFILE=~/.pgpass pg_dump -h db -t orders_{n} shop",
     "openssl x509 -in /etc/ssl/server{n}.pem -noout -dates",
     "app --password-file /run/secrets/db{n} --token-file=/run/t",
     "cd /srv/{n} && PWD=/srv/{n} make test",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from workflows.captures.mariadb import MariaDB
 from workflows.captures.postgres import Postgres
 from workflows.captures.sudo import Sudo
 from workflows.captures.vault_audit import VaultAudit
@@ -18,5 +19,5 @@ if TYPE_CHECKING:
     from workflows.captures.seam import Capture
 
 CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType(
-    {"postgres": Postgres(), "sudo": Sudo(), "vault": VaultAudit()}
+    {"mariadb": MariaDB(), "postgres": Postgres(), "sudo": Sudo(), "vault": VaultAudit()}
 )
