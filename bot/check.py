@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from slack_sdk import WebClient
@@ -32,15 +33,16 @@ from workflows import policy as rules
 from workflows.control_group import trouble
 from workflows.engines import ENGINES
 from workflows.engines.seam import Inspected, Judged
+from workflows.engines.token import TOKEN_STORE
 from workflows.errors import BreakGlassError
 from workflows.policy import say_duration
 from workflows.signing import open_keyring
-from workflows.trial import try_level
+from workflows.trial import announce, new_name, try_level
 from workflows.vault_limits import breaches, forbidden_paths, probes
 from workflows.vault_plan import levels_of, log_key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from bot.settings import Settings
     from storage.audit import Actor
@@ -77,7 +79,7 @@ def check(settings: Settings, *, levels: bool = False, who: Actor = SYSTEM) -> l
         found += _heads(settings, policy, now=datetime.now(UTC))
         found += _copies(settings, policy)
     found += _slack(settings, policy)
-    found += _vault(settings, policy, Database(settings.database_url) if levels and has_database else None, who)
+    found += _vault(settings, policy, Database(settings.database_url) if has_database else None, who, levels=levels)
     return found
 
 
@@ -248,7 +250,9 @@ def _people(directory: SlackDirectory, policy: Policy) -> Iterator[Finding]:
         yield Finding(True, f"People: all {len(names)} people and groups of the policy exist and can act.")
 
 
-def _vault(settings: Settings, policy: Policy | None, trials: Database | None, who: Actor) -> Iterator[Finding]:
+def _vault(
+    settings: Settings, policy: Policy | None, database: Database | None, who: Actor, *, levels: bool
+) -> Iterator[Finding]:
     try:
         vault = vault_client(settings)
     except BreakGlassError as error:
@@ -264,7 +268,7 @@ def _vault(settings: Settings, policy: Policy | None, trials: Database | None, w
         if left := vault.irrevocable():
             yield Finding(False, f"Vault has given up on {len(left)} leases; revoke them by hand: {min(left)} …")
         if policy is not None:
-            yield from _levels(vault, policy, trials, who)
+            yield from _levels(vault, policy, database, who, is_tried=levels)
             yield from _limits(vault, policy)
     except BreakGlassError as error:
         yield Finding(False, f"Vault: {error.sentence}")
@@ -272,11 +276,15 @@ def _vault(settings: Settings, policy: Policy | None, trials: Database | None, w
         vault.log_out()
 
 
-def _levels(vault: Vault, policy: Policy, trials: Database | None, who: Actor) -> Iterator[Finding]:
+def _levels(
+    vault: Vault, policy: Policy, database: Database | None, who: Actor, *, is_tried: bool
+) -> Iterator[Finding]:
+    trials = database if is_tried else None
     for account in policy.accounts.values():
         for level in account.levels.values():
             name = f"{account.name}/{level.name}"
-            found = [_level(vault, name, level), *_target(vault, name, level)]
+            tell = None if database is None else partial(announce, database, account, level, life=_TRY, who=who)
+            found = [_level(vault, name, level, tell), *_target(vault, name, level)]
             yield from found
             if trials is not None and level.control is not None:
                 yield Finding(
@@ -318,12 +326,17 @@ def _limits(vault: Vault, policy: Policy) -> Iterator[Finding]:
         yield Finding(True, f"Vault: the bot is refused in {places} places where it has no business.")
 
 
-def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
+def _level(vault: Vault, name: str, level: rules.Level, tell: Callable[[str], None] | None = None) -> Finding:
+    """``tell``: what puts the name of the check's own token on record."""
     settings = level.settings
     engine = ENGINES[settings.engine]
     allowed = engine.child_rules(settings.options)
+    trial = new_name()
     try:
-        child = vault.open_child(settings.token_role, _TRY, display_name="check", metadata={"check": name})
+        if tell is not None and (level.control is not None or engine.path(settings.options) == TOKEN_STORE):
+            # Here a token is a credential already, or the level's path is asked: who reads Vault's log is told before.
+            tell(trial)
+        child = vault.open_child(settings.token_role, _TRY, display_name="check", metadata={"check": trial})
         try:
             may = [vault.capabilities(rule.path, accessor=child.accessor) for rule in allowed]
             if isinstance(engine, Judged):
@@ -332,8 +345,8 @@ def _level(vault: Vault, name: str, level: rules.Level) -> Finding:
         finally:
             vault.revoke_accessor(child.accessor)
         own = [vault.capabilities(rule.path) for rule in allowed]
-    except BreakGlassError as error:
-        return Finding(False, f"{name}: {error.sentence}")
+    except (BreakGlassError, DatabaseDown) as error:
+        return Finding(False, f"{name}: {error}")
     for rule, childs, bots in zip(allowed, may, own, strict=True):
         path, needed = rule.path, {*rule.capabilities}
         if not needed <= childs:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from bot import check
 from bot.demo.parts import PartFailed, call
+from storage.audit import SYSTEM
+from workflows import policy as rules
 from workflows.captures import CAPTURES
 from workflows.captures.seam import Kind, Line, Trust, Unreadable
-
-pytest_plugins = ("real_parts",)
+from workflows.engines import LevelSettings
+from workflows.recorder import Raw, Recorder
 
 VAULT = CAPTURES["vault"]
 
@@ -136,6 +140,112 @@ def test_every_line_of_a_real_log_is_read(real, vault, audit):
     raws = audit.raw()
     assert len(raws) > 20
     assert [VAULT.read(raw) for raw in raws] == [VAULT.read(raw) for raw in raws]
+
+
+# ------------------------------------------------------------------------------------------------------ on the record
+
+
+SOURCES = f"""captures:
+  vault: {{kind: vault, token_sha256: {"a" * 64}}}
+"""
+
+
+class Listener:
+    """What reads the audit log of the Vault at which the counter stands, and records it."""
+
+    def __init__(self, counter, real) -> None:
+        counter.policy = rules.parse(counter.policy.text + SOURCES, name="recorded")
+        self.counter = counter
+        self.audit = Audit(real)
+        self.recorder = Recorder(counter.database, lambda: counter.policy)
+
+    def take(self) -> None:
+        """Record what has been added."""
+        at, raws = self.audit.begin, []
+        for line in self.audit.raw():
+            raws.append(Raw("audit.log", at, line))
+            at += len(line) + 1
+        self.recorder.take("vault", raws, self.counter.now)
+
+    def said(self, event: str, row=None) -> list[dict]:
+        """Return what the log says."""
+        return [record.data for record in self.counter.log_of(row) if record.event == event]
+
+
+@pytest.fixture
+def listener(counter, real):
+    """Return a listener that begins now."""
+    return Listener(counter, real)
+
+
+def test_what_is_issued_is_joined_to_its_request(listener, counter):
+    """The issuing and each use under the grant's token are the request's; of what the bot does nothing is told."""
+    row = counter.approved()
+    name = counter.show(row).username
+    listener.take()
+    told = [(data["identity"], data["text"], data["result"]) for data in listener.said("command:run", row)]
+    assert told == [
+        (name, "update auth/token/create/bg-orders-ro", "ok"),
+        (name, "read database/creds/orders-ro", "ok"),
+    ]
+    assert listener.said("command:stranger") == []
+    assert listener.said("capture:unreadable") == []
+
+
+def test_attack_a_credential_without_an_approved_request(listener, real, token):
+    """A credential that an operator's token reads at a level's path is an alarm, with the accessor that ends it."""
+    made = token(policies=["root"])
+    call(real.bao.addr, "GET", "database/creds/orders-ro", token=made["client_token"])
+    listener.take()
+    (data,) = listener.said("command:stranger")
+    assert (data["identity"], data["text"]) == (made["accessor"], "read database/creds/orders-ro")
+
+
+def test_attack_a_token_that_is_given_the_name_of_a_request(listener, real, counter, token):
+    """A token that an operator makes with the metadata of a live request is not taken for it: what it does alarms."""
+    row = counter.approved()
+    counter.show(row)
+    listener.take()
+    before = len(listener.said("command:run", row))
+    listener.audit = Audit(real)
+    made = token(policies=["root"], meta={"request": row.id})
+    call(real.bao.addr, "GET", "sys/mounts", token=made["client_token"])
+    listener.take()
+    assert {data["identity"] for data in listener.said("command:stranger")} == {made["accessor"]}
+    assert len(listener.said("command:run", row)) == before
+
+
+def test_attack_a_token_that_calls_itself_a_rehearsal(listener, real, token):
+    """A name as of a rehearsal excuses nothing: the log must know of one."""
+    made = token(policies=["root"], meta={"check": "check-0badcafe"})
+    call(real.bao.addr, "GET", "database/creds/orders-rw", token=made["client_token"])
+    listener.take()
+    (data,) = listener.said("command:stranger")
+    assert data["text"] == "read database/creds/orders-rw"
+
+
+def test_the_bots_own_looking_is_no_alarm(listener, counter, vault):
+    """What "breakglass check" does at every level, with and without a credential of its own, calls nobody."""
+    found = list(check._levels(vault, counter.policy, counter.database, SYSTEM, is_tried=True))
+    assert found
+    listener.take()
+    assert any(line.request is not None for line in listener.audit.lines())
+    assert listener.said("command:stranger") == []
+    assert listener.said("command:run") == []
+
+
+def test_a_token_that_is_the_credential_is_announced(counter, real, vault):
+    """Where the token is what is given out, its name is on record before it is made; elsewhere nothing is written."""
+    account = counter.policy.accounts["orders-db"]
+    settings = LevelSettings(
+        engine="token", token_role="bg-orders-ro", options={"address": real.bao.addr, "policies": "bg-orders-ro"}
+    )
+    levels = [account.levels["read"], replace(account.levels["read"], settings=settings)]
+    told: list[str] = []
+    for level in levels:
+        check._level(vault, "orders-db/read", level, told.append)
+    assert len(told) == 1
+    assert told[0].startswith("check-")
 
 
 # ------------------------------------------------------------------------------------------------------ forged lines

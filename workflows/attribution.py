@@ -26,6 +26,7 @@ from storage.models import Entry, Grant, Request
 from workflows.captures.seam import Kind, Line
 from workflows.engines import ENGINES
 from workflows.engines.seam import Exclusive
+from workflows.engines.token import TOKEN_STORE
 from workflows.trial import LIFE, TRY
 
 if TYPE_CHECKING:
@@ -172,10 +173,11 @@ def _trial(line: Line) -> str | None:
 
 
 def _making(policy: Policy) -> frozenset[str]:
-    """Return the paths of Vault where a level's credential, or the token for it, is made."""
+    """Return the paths of Vault where a level's credential is made."""
     settings = [level.settings for account in policy.accounts.values() for level in account.levels.values()]
-    paths = [ENGINES[one.engine].path(one.options).strip("/") for one in settings]
-    return frozenset((*paths, *(f"auth/token/create/{one.token_role}" for one in settings)))
+    paths = [(ENGINES[one.engine].path(one.options).strip("/"), one.token_role) for one in settings]
+    # A token that only opens a path is no credential yet: its use of the path is told.
+    return frozenset(f"{path}/create/{role}" if path == TOKEN_STORE else path for path, role in paths)
 
 
 def _trials(session: Session, lines: Sequence[Line]) -> frozenset[str]:

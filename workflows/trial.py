@@ -64,6 +64,28 @@ class _Held:
     expires_at: datetime | None = None
 
 
+def announce(database: Database, account: Account, level: Level, name: str, *, life: timedelta, who: Actor) -> None:
+    """Say in the log that a token of that name is about to be made for a level: no alarm comes of it.
+
+    Raises DatabaseDown.
+    """
+    _note(database, account, level, TRY, {"name": name, "seconds": int(life.total_seconds())}, who=who)
+
+
+def _note(
+    database: Database, account: Account, level: Level, event: str, more: Mapping[str, JSON], *, who: Actor
+) -> None:
+    path = ENGINES[level.settings.engine].path(level.settings.options)
+    about: dict[str, JSON] = {"account": account.name, "level": level.name, "path": path}
+    with database.write() as session:
+        append(session, event=event, at=datetime.now(UTC), actor=who, data={**about, **more})
+
+
+def new_name() -> str:
+    """Return the name of a trial."""
+    return f"check-{secrets.token_hex(4)}"
+
+
 def try_level(vault: Vault, database: Database, account: Account, level: Level, who: Actor) -> tuple[str, ...]:
     """Make a credential of a level, try it, take it back; return what was seen, in a few words each.
 
@@ -71,14 +93,8 @@ def try_level(vault: Vault, database: Database, account: Account, level: Level, 
     something is left, VaultRefused; the entry has been written then, too. Raises DatabaseDown, before anything.
     """
     engine = ENGINES[level.settings.engine]
-    about = {"account": account.name, "level": level.name, "path": engine.path(level.settings.options)}
-    name = f"check-{secrets.token_hex(4)}"
-
-    def note(event: str, more: Mapping[str, JSON]) -> None:
-        with database.write() as session:
-            append(session, event=event, at=datetime.now(UTC), actor=who, data={**about, **more})
-
-    note(TRY, {"name": name, "seconds": int(LIFE.total_seconds())})
+    name = new_name()
+    announce(database, account, level, name, life=LIFE, who=who)
     held: dict[str, str | None] = {"accessor": None, "lease_id": None, "identity": None}
     seen: tuple[str, ...] = ()
     failure: BreakGlassError | None = None
@@ -105,7 +121,7 @@ def try_level(vault: Vault, database: Database, account: Account, level: Level, 
         "seen": list(seen),
         "said": failure.sentence[:500] if failure else None,
     }
-    note(TRIED, told)
+    _note(database, account, level, TRIED, told, who=who)
     if failure is not None:
         raise failure
     return seen

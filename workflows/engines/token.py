@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # It becomes a word of a shell line.
 ADDRESS: Final = re.compile(r"https?://[A-Za-z0-9\[][A-Za-z0-9.:\]-]*(/[A-Za-z0-9._-]+)*/?")
 ACCEPTED: Final = "accepted"
+TOKEN_STORE: Final = "auth/token"  # noqa: S105 - a path
 
 # A name that nobody has: whether a token may write there says whether it may write anywhere of that kind.
 _NOBODY: Final = "breakglass-outliving"
@@ -115,7 +116,7 @@ class Token:
 
     def path(self, options: Mapping[str, str]) -> str:  # noqa: ARG002
         """Return where the credential comes from: the token store itself."""
-        return "auth/token"
+        return TOKEN_STORE
 
     def lease_prefix(self, options: Mapping[str, str]) -> str:  # noqa: ARG002
         """Return "": there are no leases."""
