@@ -52,7 +52,7 @@ STATEMENTS: Final = (
     "INSERT INTO notes (about, words) VALUES ({n}, 'looked at it')",
     "WITH late AS (SELECT id FROM orders WHERE state = 'late' AND id > {n}) SELECT count(*) FROM late",
     "DELETE FROM carts WHERE id = {n} AND emptied",
-    "ALTER ROLE app_{n} PASSWORD 'correct-horse-{n}'",
+    "ALTER ROLE app PASSWORD 'correct-horse-{n}'",
     "SELECT pg_sleep(0); -- {n}",
 )
 

@@ -70,11 +70,13 @@ _DEEPEST: Final = 60  # parentheses; sqlglot calls itself for each
 # --- SQL: values out, statements apart -------------------------------------------------------------------------------
 
 _POSTGRES: Final = re.compile(
+    # Where none of these stands, none of the rest needs to be tried: it is asked at every character of a flood.
+    r"(?=['\"$\d/-]|[eEbBxXnN]'|[uU]&')(?:"
     r"(?P<c>--[^\n]*+|/\*(?:[^*/]++|\*(?!/)|/(?!\*))*+\*/)"
     r"|(?P<v>[eE]'(?:[^'\\]++|''|\\.)*+'?|(?:[bBxXnN]|[uU]&)?'(?:[^']++|'')*+'?)"
     r"|(?P<d>\$(?P<tag>(?:[A-Za-z_]\w*)?)\$)"
     r"|(?P<i>\"(?:[^\"]++|\"\")*+\"?)"
-    r"|(?P<n>(?<![\w$.])\d[\w.]*+)",
+    r"|(?P<n>(?<![\w$.])\d[\w.]*+))",
     re.DOTALL,
 )
 _MYSQL: Final = re.compile(
