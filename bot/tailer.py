@@ -252,6 +252,11 @@ class Tailer:
                 continue
             self._truncated(content, there, known)
             changed = True
+        for content in self._contents:
+            if content.descriptor >= 0 and len(content.begun) < _PRINT:
+                # Before it is read, too: a copy of it must not be taken for something new.
+                content.begun = os.pread(content.descriptor, _PRINT, 0)
+                content.head = _Print.of(content.begun)
         # 2. What is new is read from its beginning; what was there before the first look is not.
         current = self._written = self._current(there)
         known = {content.inode for content in self._contents}
@@ -320,11 +325,12 @@ class Tailer:
             return False
         content.start = content.read = content.place
         content.boundary = content.before
-        content.begun = os.pread(content.descriptor, content.head.size, 0)
+        content.begun = os.pread(content.descriptor, _PRINT, 0)
         content.recent = os.pread(content.descriptor, content.before.size, content.place - content.before.size)
         # One that does not fit is noticed as one that was truncated: its recent bytes will not be found.
         if content.head.fits(content.begun) and content.before.fits(content.recent):
             content.is_done = False
+            content.head = _Print.of(content.begun)
         else:
             content.recent = b"\x00never" + os.urandom(16)
             content.read = max(content.read, len(content.recent))
@@ -334,8 +340,12 @@ class Tailer:
         """Whether the open file still is the content that was read from it."""
         if content.descriptor < 0:
             return False
-        recent = content.recent
-        return os.pread(content.descriptor, len(recent), content.read - len(recent)) == recent
+        recent, begun = content.recent, content.begun
+        return (
+            os.fstat(content.descriptor).st_size >= content.seen
+            and os.pread(content.descriptor, len(recent), content.read - len(recent)) == recent
+            and os.pread(content.descriptor, len(begun), 0) == begun  # also while nothing of it was read
+        )
 
     def _original(self, entry: _Entry) -> _Content | None:
         """Return the content that a file begins like: it is a copy, and counts only when the original goes."""
@@ -344,7 +354,15 @@ class Tailer:
                 begun = file.read(_PRINT)
         except OSError:
             return None
-        return next((one for one in self._contents if one.head.size and one.head.fits(begun)), None)
+        return next(
+            (
+                one
+                for one in self._contents
+                # The second: it is being copied this very moment.
+                if (one.head.size and one.head.fits(begun)) or (one.begun and one.begun.startswith(begun))
+            ),
+            None,
+        )
 
     def _heir(
         self, content: _Content, there: dict[tuple[int, int], _Entry], known: set[tuple[int, int]]
@@ -456,8 +474,8 @@ class Tailer:
     def _feed(self, content: _Content, data: bytes, batch: _Batch) -> None:
         """Cut what was read into lines."""
         content.moved = self._clock()
-        if len(content.begun) < _PRINT and content.read == len(content.begun):
-            content.begun += data[: _PRINT - len(content.begun)]
+        if len(content.begun) < _PRINT:
+            content.begun = (content.begun[: content.read] + data)[:_PRINT]
         joined = content.recent + data
         end = 0
         while (at := data.find(b"\n", end)) >= 0:
@@ -475,9 +493,7 @@ class Tailer:
 
     @staticmethod
     def _mark(content: _Content, batch: _Batch) -> None:
-        # What is known of its beginning, but no more than stands before the place.
-        head = content.begun[: min(len(content.begun), content.start)]
-        batch.places[content] = (content.start, content.boundary, _Print.of(head))
+        batch.places[content] = (content.start, content.boundary, _Print.of(content.begun))
 
     def _finish(self, content: _Content, batch: _Batch) -> None:
         """Send a line that nobody will end any more."""

@@ -467,3 +467,22 @@ def test_a_wait_for_the_bot_ends_when_it_is_told_to(follower, desk):
     ended.set()
     running.join(30)
     assert not running.is_alive()
+
+
+@pytest.mark.parametrize("size", [0, 3, 7])
+def test_crash_of_the_order_a_copy_that_is_seen_before_its_original_was_read(follower, desk, size):
+    """A copy in the making, of a file that was empty at the last look, is nothing new: no line comes twice."""
+    follower.file.unlink()
+    follower.file.touch()
+    follower.go()
+    desk.lines.clear()
+    follower.write("line 1", "line 2")
+    copy = follower.file.with_name("pg.log.1")
+    copy.write_bytes(follower.file.read_bytes()[:size])
+    follower.go()
+    copy.write_bytes(follower.file.read_bytes())
+    follower.go()
+    os.truncate(follower.file, 0)
+    follower.write("line 3")
+    follower.go()
+    assert desk.lines == numbered(1, 2, 3)
