@@ -198,7 +198,8 @@ def _pipe(options: argparse.Namespace) -> int:
 
 def _bring(poster: Poster, line: bytes) -> str:
     """Send one line; return what omprog reads: OK, or why it is to keep it and send it again."""
-    why = ""
+    # rsyslog does not escape what is no text, and JSON has none: the line must not stop all that follow it.
+    line, why = line.decode(errors="replace").encode(), ""
     for pause in (0.0, *_PAUSES):
         time.sleep(pause)
         try:

@@ -240,28 +240,38 @@ class Tailer:
         for content in list(self._contents):
             if content.descriptor < 0 and content.inode in there:
                 self._open(content, there[content.inode])
+        # 1. What was truncated, or is another file with a number that was given again, begins anew. One whose lines are
+        # on their way has to be remembered as it is until they have arrived.
+        if any(content.is_committed and self._is_lost(content, there) for content in self._contents):
+            # The copy, or the new name, may have come after the first look into the folder.
+            there = self._entries()
+            for content in self._contents:
+                if content.descriptor < 0 and content.inode in there:
+                    self._open(content, there[content.inode])
         known = {content.inode for content in self._contents if self._is_it(content)}
-        # 1. What was truncated, or is another file with a number that was given again, begins anew.
+        is_held = False
         for content in list(self._contents):
-            if not content.is_committed:
-                continue  # its lines are on their way; until they have arrived it has to be remembered as it is
-            if content.descriptor < 0 or self._is_it(content):
-                if content.descriptor < 0 and content.inode not in there:
-                    self._vanished(content, there, known)
-                    changed = True
+            if not self._is_lost(content, there):
                 continue
-            self._truncated(content, there, known)
-            changed = True
+            if not content.is_committed:
+                is_held = True
+            elif content.descriptor < 0:
+                self._vanished(content, there, known)
+                changed = True
+            else:
+                self._truncated(content, there, known)
+                changed = True
         for content in self._contents:
             if content.descriptor >= 0 and len(content.begun) < _PRINT:
                 # Before it is read, too: a copy of it must not be taken for something new.
-                content.begun = os.pread(content.descriptor, _PRINT, 0)
-                content.head = _Print.of(content.begun)
+                begun = os.pread(content.descriptor, _PRINT, 0)
+                if begun.startswith(content.begun):
+                    content.begun, content.head = begun, _Print.of(begun)
         # 2. What is new is read from its beginning; what was there before the first look is not.
         current = self._written = self._current(there)
         known = {content.inode for content in self._contents}
         fresh = sorted((inode for inode in there if inode not in known), key=lambda one: there[one].stat.st_mtime_ns)
-        for inode in fresh:
+        for inode in [] if is_held else fresh:
             entry = there[inode]
             if not self._is_first and (original := self._original(entry)) is not None:
                 if inode != current:
@@ -335,6 +345,10 @@ class Tailer:
             content.recent = b"\x00never" + os.urandom(16)
             content.read = max(content.read, len(content.recent))
         return True
+
+    def _is_lost(self, content: _Content, there: dict[tuple[int, int], _Entry]) -> bool:
+        """Whether a content is no longer where it was."""
+        return content.inode not in there if content.descriptor < 0 else not self._is_it(content)
 
     def _is_it(self, content: _Content) -> bool:
         """Whether the open file still is the content that was read from it."""

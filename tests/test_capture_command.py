@@ -129,9 +129,10 @@ def test_each_line_of_a_pipe_is_answered(way, taken, monkeypatch, capsys):
     monkeypatch.setenv("CAPTURE_TOKEN", TOKEN)
     monkeypatch.setattr(capture_command, "_PAUSES", ())
     lines = [json.dumps({"message": text, "file": "f", "offset": 0}).encode() for text in ("1", "down", "2")]
+    lines.append(b'{"message": "\xff", "file": "f", "offset": 0}')
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n".join(lines))))
     assert main(["capture", "pipe", "--source", "orders", "--to", way]) == 0
-    ready, first, second, third = capsys.readouterr().out.splitlines()
-    assert (ready, first, third) == ("OK", "OK", "OK")
+    ready, first, second, third, fourth = capsys.readouterr().out.splitlines()
+    assert {ready, first, third, fourth} == {"OK"}
     assert "503" in second
-    assert taken == [b"1", b"2"]
+    assert taken == [b"1", b"2", "\N{REPLACEMENT CHARACTER}".encode()]

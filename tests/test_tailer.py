@@ -486,3 +486,23 @@ def test_crash_of_the_order_a_copy_that_is_seen_before_its_original_was_read(fol
     follower.write("line 3")
     follower.go()
     assert desk.lines == numbered(1, 2, 3)
+
+
+def test_crash_of_the_order_a_copy_that_comes_while_the_folder_is_being_read(follower, desk, monkeypatch):
+    """Copied and truncated after the folder was listed: the copy is found all the same, and no line comes twice."""
+    follower.go()
+    listing = Tailer._entries
+
+    def late(tailer):
+        found = listing(tailer)
+        if not (copy := follower.file.with_name("pg.log.1")).exists():
+            follower.write("line 1")
+            copy.write_bytes(follower.file.read_bytes())
+            os.truncate(follower.file, 0)
+        return found
+
+    monkeypatch.setattr(Tailer, "_entries", late)
+    follower.go()
+    follower.go()
+    assert desk.lines == numbered(0, 1)
+    assert [gap.first for gap in desk.gaps] == [14]
