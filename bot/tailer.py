@@ -31,6 +31,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from bot.spool import Spool, replace
 from workflows.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class Tailer:
         self._state = state
         self._linger = linger
         self._clock = clock
-        self._spool = None if spool is None else _Spool(spool, spool_bytes)
+        self._spool = None if spool is None else Spool(spool, spool_bytes)
         self._contents: list[_Content] = []
         self._gaps: list[dict[str, Any]] = []
         self._waiting: _Batch | None = None
@@ -332,6 +333,10 @@ class Tailer:
             content.descriptor = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             log.warning("%s cannot be opened: %s.", entry.path, error.strerror)
+            return False
+        what = os.fstat(content.descriptor)
+        if (what.st_dev, what.st_ino) != content.inode:
+            self._shut(content)  # renamed since the folder was listed: the next look knows where it is
             return False
         content.start = content.read = content.place
         content.boundary = content.before
@@ -603,72 +608,6 @@ class Tailer:
 class _Entry:
     path: Path
     stat: os.stat_result
-
-
-class _Spool:
-    """Batches that the bot has not taken, oldest first, each a file, together not above ``most`` bytes."""
-
-    def __init__(self, folder: Path, most: int) -> None:
-        self._folder = folder
-        self._most = most
-        self._is_full = False
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._files = sorted(folder.glob("*.batch"))
-            self._bytes = sum(one.stat().st_size for one in self._files)
-        except OSError as error:
-            raise Unavailable(f"The spool {folder} cannot be used: {error.strerror}.") from None
-
-    def oldest(self) -> Path | None:
-        return self._files[0] if self._files else None
-
-    def drop(self, file: Path) -> None:
-        self._bytes -= file.stat().st_size
-        file.unlink()
-        self._files.remove(file)
-
-    def put(self, body: bytes) -> bool:
-        """Keep a batch on the disk; False when there is no room."""
-        number = int(self._files[-1].stem) + 1 if self._files else 1
-        file = self._folder / f"{number:012}.batch"
-        why = "it is full" if self._bytes + len(body) > self._most else ""
-        if not why:
-            try:
-                replace(file, body)
-            except OSError as error:
-                why = str(error.strerror)
-        if why:
-            if not self._is_full:
-                log.error(
-                    "THE SPOOL %s TAKES NO MORE (%s): lines are kept by their own file alone. What it loses before the "
-                    "bot is back is lost for good, and will be reported as a gap.",
-                    self._folder,
-                    why,
-                )
-            self._is_full = True
-            return False
-        self._is_full = False
-        self._files.append(file)
-        self._bytes += len(body)
-        return True
-
-
-def replace(file: Path, data: bytes) -> None:
-    """Write a file, readable by its owner alone, so that after a crash the old one or the new one is there."""
-    new = file.with_name(file.name + ".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with open(descriptor, "wb", closefd=False) as out:
-            out.write(data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    new.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _lock(file: Path) -> int:
