@@ -36,7 +36,7 @@ from workflows.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -90,6 +90,9 @@ class _Content:
     place: int = 0
     before: _Print = field(default_factory=lambda: _Print.of(b""))
     head: _Print = field(default_factory=lambda: _Print.of(b""))
+    edges: dict[int, str] = field(
+        default_factory=dict
+    )  # of the head up to each line's end: by these a short copy is known
     seen: int = 0  # its greatest size
     is_done: bool = False  # rotated, read to its end, and quiet
     # In memory only:
@@ -102,6 +105,18 @@ class _Content:
     digest: Any = None  # of a line that is longer
     moved: float = 0.0
     boundary: _Print = field(default_factory=lambda: _Print.of(b""))  # the bytes before ``start``
+
+    def know(self) -> None:
+        """Note by what its beginning is known again."""
+        self.head = _Print.of(self.begun)
+        ends = [at + 1 for at, byte in enumerate(self.begun) if byte == 0x0A]
+        self.edges = {end: hashlib.sha256(self.begun[:end]).hexdigest() for end in ends}
+
+    def is_begun_by(self, begun: bytes) -> bool:
+        """Whether a file that begins so is a copy of it, or of its first lines."""
+        if self.head.size and self.head.fits(begun):
+            return True
+        return self.edges.get(len(begun)) == hashlib.sha256(begun).hexdigest()
 
     @property
     def is_committed(self) -> bool:
@@ -116,7 +131,7 @@ class _Batch:
     lines: list[bytes] = field(default_factory=list)
     size: int = 0
     gaps: int = 0
-    places: dict[_Content, tuple[int, _Print, _Print]] = field(default_factory=dict)
+    places: dict[_Content, tuple[int, _Print]] = field(default_factory=dict)
 
     @property
     def body(self) -> bytes:
@@ -267,7 +282,8 @@ class Tailer:
                 # Before it is read, too: a copy of it must not be taken for something new.
                 begun = os.pread(content.descriptor, _PRINT, 0)
                 if begun.startswith(content.begun):
-                    content.begun, content.head = begun, _Print.of(begun)
+                    content.begun = begun
+                    content.know()
         # 2. What is new is read from its beginning; what was there before the first look is not.
         current = self._written = self._current(there)
         known = {content.inode for content in self._contents}
@@ -345,8 +361,9 @@ class Tailer:
         # One that does not fit is noticed as one that was truncated: its recent bytes will not be found.
         if content.head.fits(content.begun) and content.before.fits(content.recent):
             content.is_done = False
-            content.head = _Print.of(content.begun)
+            content.know()
         else:
+            content.begun = b""
             content.recent = b"\x00never" + os.urandom(16)
             content.read = max(content.read, len(content.recent))
         return True
@@ -366,19 +383,19 @@ class Tailer:
             and os.pread(content.descriptor, len(begun), 0) == begun  # also while nothing of it was read
         )
 
-    def _original(self, entry: _Entry) -> _Content | None:
+    def _original(self, entry: _Entry, among: Sequence[_Content] | None = None) -> _Content | None:
         """Return the content that a file begins like: it is a copy, and counts only when the original goes."""
         try:
             with entry.path.open("rb") as file:
                 begun = file.read(_PRINT)
         except OSError:
             return None
+        # The second: it is being copied this very moment.
         return next(
             (
                 one
-                for one in self._contents
-                # The second: it is being copied this very moment.
-                if (one.head.size and one.head.fits(begun)) or (one.begun and one.begun.startswith(begun))
+                for one in among or self._contents
+                if one.is_begun_by(begun) or (one.begun and one.begun.startswith(begun))
             ),
             None,
         )
@@ -414,25 +431,31 @@ class Tailer:
             why = "copied, then truncated: what was written between the two, if anything, is lost"
             self._gap(content, why, heir.stat.st_size, None)
             return
-        self._shut(content)
-        self._contents.remove(content)
-        if not content.is_done:
-            last = content.seen if content.seen > content.place else None
-            self._gap(
-                content,
-                "truncated or replaced: what was not read until then, if anything, is lost",
-                content.place,
-                last,
-            )
+        self._forget(content, "truncated or replaced: what was not read until then, if anything, is lost", there, known)
 
     def _vanished(self, content: _Content, there: dict[tuple[int, int], _Entry], known: set[tuple[int, int]]) -> None:
         heir = self._heir(content, there, known)
         if heir is not None and self._move(content, heir, known):
             return
+        self._forget(content, "removed while nobody read it: what had not been read is lost", there, known)
+
+    def _forget(
+        self, content: _Content, why: str, there: dict[tuple[int, int], _Entry], known: set[tuple[int, int]]
+    ) -> None:
+        """Follow a content no more; what was not read of it is lost."""
+        self._shut(content)
         self._contents.remove(content)
         if not content.is_done:
-            last = content.seen if content.seen > content.place else None
-            self._gap(content, "removed while nobody read it: what had not been read is lost", content.place, last)
+            self._gap(content, why, content.place, content.seen if content.seen > content.place else None)
+        for inode, entry in there.items():
+            is_shorter = inode not in known and inode != content.inode and entry.stat.st_size < content.place
+            if is_shorter and self._original(entry, (content,)) is not None:
+                # A copy that was made before the last lines were read: all of it is known.
+                copy = _Content(f"{entry.path}#{secrets.token_hex(4)}", inode, moved=self._clock())
+                if self._open(copy, entry):
+                    self._skip(copy)
+                    self._contents.append(copy)
+                    known.add(inode)
 
     def _age(self, content: _Content, there: dict[tuple[int, int], _Entry], current: tuple[int, int] | None) -> bool:
         """Let go of a rotated file that is read and quiet; return whether the state changed."""
@@ -456,7 +479,8 @@ class Tailer:
         """Take a file that was there before us for read."""
         size = os.fstat(content.descriptor).st_size
         content.place = content.start = content.read = content.seen = size
-        content.head = _Print.of(os.pread(content.descriptor, _PRINT, 0))
+        content.begun = os.pread(content.descriptor, _PRINT, 0)
+        content.know()
         content.before = _Print.of(os.pread(content.descriptor, min(size, _PRINT), max(0, size - _PRINT)))
         content.is_done = True
         self._shut(content)
@@ -512,7 +536,7 @@ class Tailer:
 
     @staticmethod
     def _mark(content: _Content, batch: _Batch) -> None:
-        batch.places[content] = (content.start, content.boundary, _Print.of(content.begun))
+        batch.places[content] = (content.start, content.boundary)
 
     def _finish(self, content: _Content, batch: _Batch) -> None:
         """Send a line that nobody will end any more."""
@@ -550,10 +574,9 @@ class Tailer:
     # --- the state
 
     def _commit(self, batch: _Batch) -> None:
-        for content, (place, before, head) in batch.places.items():
+        for content, (place, before) in batch.places.items():
             content.place, content.before = place, before
-            if head.size >= content.head.size:
-                content.head = head
+            content.know()
         del self._gaps[: batch.gaps]
         self._save()
 
@@ -565,6 +588,7 @@ class Tailer:
                 "place": one.place,
                 "before": [one.before.size, one.before.sha256],
                 "head": [one.head.size, one.head.sha256],
+                "edges": one.edges,
                 "seen": one.seen,
                 "done": one.is_done,
             }
@@ -591,6 +615,7 @@ class Tailer:
                     read=one["place"],
                     before=_Print(*one["before"]),
                     head=_Print(*one["head"]),
+                    edges={int(end): digest for end, digest in one["edges"].items()},
                     seen=one["seen"],
                     is_done=one["done"],
                     moved=self._clock(),
@@ -599,7 +624,7 @@ class Tailer:
             ]
         except FileNotFoundError:
             self._is_first = True
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
             # Beginning anew could lose lines without a word.
             raise Refused(f"The state {self._state} cannot be read. Move it away to begin anew.") from None
 

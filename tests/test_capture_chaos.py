@@ -347,7 +347,9 @@ def test_attack_everything_is_killed_rotated_and_truncated_at_random(site):
     entries = site.entries()
     # 1. None is doubled.
     texts = Counter(entry.data["text"] for entry in entries if entry.event == "command:run")
-    assert [text for text, count in texts.items() if count > 1] == []
+    doubled = {text for text, count in texts.items() if count > 1}
+    runs = [entry.data for entry in entries if entry.event == "command:run"]
+    assert [(data["text"], data["position"]) for data in runs if data["text"] in doubled] == []
     places = {
         int(entry.data["text"][9:-1]): entry.data["position"].rpartition(":")
         for entry in entries

@@ -506,3 +506,22 @@ def test_crash_of_the_order_a_copy_that_comes_while_the_folder_is_being_read(fol
     follower.go()
     assert desk.lines == numbered(0, 1)
     assert [gap.first for gap in desk.gaps] == [14]
+
+
+@pytest.mark.parametrize(("is_restarted", "before"), [(False, 1), (True, 1), (False, 300), (True, 300)])
+def test_a_copy_that_is_shorter_than_what_was_read(follower, desk, is_restarted, before):
+    """What was written after the copying was read before the truncation: the copy holds nothing new."""
+    follower.write(*(f"line {number}" for number in range(1, before)))
+    follower.go()
+    copy = follower.file.with_name("pg.log.1")
+    copy.write_bytes(follower.file.read_bytes())
+    follower.write(f"line {before}")
+    follower.go()
+    os.truncate(follower.file, 0)
+    follower.write(f"line {before + 1}")
+    if is_restarted:
+        follower.start()
+    follower.go()
+    follower.start().go()
+    assert desk.lines == numbered(*range(before + 2))
+    assert len(desk.gaps) == 1
