@@ -32,6 +32,7 @@ from workflows.errors import Invalid, Refused
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
 _SECONDS: Final = 30  # for one request
 _PACKED: Final = 2_000  # bytes from which a body is packed
@@ -69,8 +70,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
     setup = capture.add_parser("setup", help="print what has to be put at a target, ready to paste")
     setup.add_argument("kind", choices=sorted(CAPTURES), help="the kind of target")
-    setup.add_argument("--source", default="SOURCE", help="the source's name in the policy")
-    setup.set_defaults(run=lambda options: _setup(options.kind, options.source))
+    setup.add_argument("--source", metavar="NAME", help="the source's name in the policy")
+    setup.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what the target is like: manager, role (postgres), user (sudo), file (vault)",
+    )
+    setup.set_defaults(run=lambda options: _setup(options.kind, options.source, options.set))
 
     token = capture.add_parser("token", help="print a new token, and its SHA-256 for the policy")
     token.set_defaults(run=lambda _: _token())
@@ -228,8 +236,14 @@ def _poster(options: argparse.Namespace) -> Poster:
     return Poster(options.to, options.source, token, ca=options.ca, cert=options.cert)
 
 
-def _setup(kind: str, source: str) -> int:
-    sys.stdout.write(CAPTURES[kind].setup({"source": source}).rstrip("\n") + "\n")
+def _setup(kind: str, source: str | None, told: Sequence[str]) -> int:
+    options = {} if source is None else {"source": source}
+    for one in told:
+        name, equals, value = one.partition("=")
+        if not equals or not value.isprintable():
+            raise Invalid("--set takes NAME=VALUE.")
+        options[name] = value
+    sys.stdout.write(CAPTURES[kind].setup(options).rstrip("\n") + "\n")
     return 0
 
 

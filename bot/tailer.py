@@ -287,7 +287,11 @@ class Tailer:
         # 2. What is new is read from its beginning; what was there before the first look is not.
         current = self._written = self._current(there)
         known = {content.inode for content in self._contents}
-        fresh = sorted((inode for inode in there if inode not in known), key=lambda one: there[one].stat.st_mtime_ns)
+        # The current one first: a copy of it, made a moment ago, must find the original.
+        fresh = sorted(
+            (inode for inode in there if inode not in known),
+            key=lambda one: (one != current, there[one].stat.st_mtime_ns),
+        )
         for inode in [] if is_held else fresh:
             entry = there[inode]
             if not self._is_first and (original := self._original(entry)) is not None:
@@ -305,6 +309,7 @@ class Tailer:
                 self._skip(content)
             self._contents.append(content)
             changed = True
+        self._contents.sort(key=lambda one: one.inode == current)  # it is read last
         self._is_first = False
         # 3. Which are quiet, and which are gone.
         for content in list(self._contents):

@@ -65,6 +65,16 @@ def test_the_set_up_of_each_kind_is_printed(kind, capsys):
     """It is what the capture itself says."""
     assert main(["capture", "setup", kind, "--source", "orders-x"]) == 0
     assert capsys.readouterr().out.rstrip() == CAPTURES[kind].setup({"source": "orders-x"}).rstrip()
+    assert main(["capture", "setup", kind]) == 0
+    assert capsys.readouterr().out.rstrip() == CAPTURES[kind].setup({}).rstrip()
+
+
+def test_a_set_up_for_a_target_that_is_otherwise(capsys):
+    """What it is like is said by name; half a word is refused."""
+    assert main(["capture", "setup", "vault", "--set", "file=/var/log/other.json"]) == 0
+    assert "/var/log/other.json" in capsys.readouterr().out
+    assert main(["capture", "setup", "vault", "--set", "file"]) == REFUSED
+    assert main(["capture", "setup", "vault", "--set", "file=a\nb"]) == REFUSED
 
 
 def test_a_file_is_sent_once_and_again(way, taken, tmp_path, monkeypatch):

@@ -525,3 +525,21 @@ def test_a_copy_that_is_shorter_than_what_was_read(follower, desk, is_restarted,
     follower.start().go()
     assert desk.lines == numbered(*range(before + 2))
     assert len(desk.gaps) == 1
+
+
+def test_crash_of_the_order_a_file_and_its_copy_are_both_new(follower, desk):
+    """Found between copying and truncating, and the file was written to since: the copy is the copy."""
+    follower.go()
+    follower.tailer.close()
+    follower.tailer = None
+    new = follower.file.with_name("new")
+    new.write_text("line 1\nline 2\n")
+    new.rename(follower.file)
+    copy = follower.file.with_name("pg.log.1")
+    copy.write_bytes(follower.file.read_bytes())
+    os.utime(copy, (1, 1))
+    follower.start().go()
+    os.truncate(follower.file, 0)
+    follower.write("line 3")
+    follower.go()
+    assert desk.lines == numbered(0, 1, 2, 3)
