@@ -59,13 +59,45 @@ def _sudo(identity, text):
     return json.dumps({"log": {"first": "12e6a3f36c", "end": 1024}, "accept": event}).encode()
 
 
+def _kubernetes(identity, text):
+    record = {
+        "kind": "Event",
+        "stage": "ResponseComplete",
+        "requestURI": "/api",
+        "verb": "get",
+        "user": {"username": f"system:serviceaccount:shop:{identity}"},
+        "objectRef": {"resource": "pods", "name": text, "namespace": "shop"},
+        "responseStatus": {"code": 200},
+        "requestReceivedTimestamp": "2026-11-24T14:25:27.123456Z",
+    }
+    return json.dumps(record).encode()
+
+
+def _cloudtrail(identity, text):
+    record = {
+        "userIdentity": {"type": "AssumedRole", "arn": f"arn:aws:sts::1:assumed-role/Emergency/{identity}"},
+        "eventTime": "2026-11-24T14:25:27Z",
+        "eventSource": "s3.amazonaws.com",
+        "eventName": "GetObject",
+        "requestParameters": {"key": text},
+    }
+    return json.dumps(record).encode()
+
+
 def _mariadb(identity, text):
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
     return f"20261124 14:25:27,vm,{identity},127.0.0.1,6,10,QUERY,shop,'{escaped}',0".encode()
 
 
 # By the capture's name: the line with which its source tells that an identity ran a text.
-SAMPLES = {"mariadb": _mariadb, "postgres": _postgres, "sudo": _sudo, "vault": _vault}
+SAMPLES = {
+    "cloudtrail": _cloudtrail,
+    "kubernetes": _kubernetes,
+    "mariadb": _mariadb,
+    "postgres": _postgres,
+    "sudo": _sudo,
+    "vault": _vault,
+}
 GARBAGE = (
     b"",
     b"\n",

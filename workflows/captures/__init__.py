@@ -8,6 +8,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from workflows.captures.cloudtrail import CloudTrail
+from workflows.captures.kubernetes_audit import KubernetesAudit
 from workflows.captures.mariadb import MariaDB
 from workflows.captures.postgres import Postgres
 from workflows.captures.sudo import Sudo
@@ -19,5 +21,12 @@ if TYPE_CHECKING:
     from workflows.captures.seam import Capture
 
 CAPTURES: Final[Mapping[str, Capture]] = MappingProxyType(
-    {"mariadb": MariaDB(), "postgres": Postgres(), "sudo": Sudo(), "vault": VaultAudit()}
+    {
+        "cloudtrail": CloudTrail(),
+        "kubernetes": KubernetesAudit(),
+        "mariadb": MariaDB(),
+        "postgres": Postgres(),
+        "sudo": Sudo(),
+        "vault": VaultAudit(),
+    }
 )
