@@ -78,8 +78,9 @@ class Recorded(Sshd):
         shutil.rmtree(self.open_folder)
 
     def end_all(self) -> int:
-        """Kill what the account still runs; returns how many there were."""
-        found = running(self)
+        """Kill what the account still runs, and what recorded it; returns how many there were."""
+        # A recorder whose way in was killed stays, stopped, when the processes under it have been ended.
+        found = {*running(self), *(pid for pid in ssh_host.processes() if str(self.place.names) in command_of(pid))}
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -156,6 +157,14 @@ def until(what) -> None:
     while not what():
         assert time.monotonic() < late, "it did not come"
         time.sleep(0.02)
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def running(host: Recorded) -> list[int]:
@@ -308,6 +317,31 @@ def test_attack_the_responder_kills_everything_of_its_own(host, person):
     person.run("(sleep 1000; /bin/true not-recorded) & kill -9 -1")
     until(lambda: not running(host))
     assert "/bin/true not-recorded" not in started(host.lines(person.identity))
+
+
+@pytest.mark.parametrize("first", ["true", "pkill"], ids=["in order", "after killing what led in"])
+def test_the_end_of_a_certificate_ends_a_recorded_session(host, tmp_path, program, first):
+    """Ending a certificate ends its recorded session: no process of the account is left at the host."""
+    killer = program(
+        "pkill",
+        "#!/bin/sh\nfor entry in /proc/[0-9]*; do\n"
+        '  read -r name <$entry/comm && test "$name" = sudo && kill -9 "${entry#/proc/}"\n'
+        "done 2>/dev/null\nexit 0\n",
+    )
+    person = Person(host, tmp_path)
+    words = [*person.words(), f"{killer if first == 'pkill' else first}; echo ready; exec sleep 1000"]
+    session = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    if first == "true":
+        assert session.stdout.readline() == "ready\n"
+    else:
+        until(lambda: "/usr/bin/sleep 1000" in started(host.lines(person.identity)))
+    place = ssh_host.Place(host.state / "run", host.state / "lib", host.state / "etc")
+    said = ssh_host.end(place, f"token-{person.identity.upper()}")
+    assert (said["revoked"], said["sessions"], said["processes"]) == (True, 0, 0)
+    session.wait(LATE)
+    until(lambda: not running(host))
 
 
 def test_attack_what_is_left_behind_runs_nothing(host, person, program):

@@ -62,7 +62,10 @@ class Sudo:
         user, source = options.get("user", "emergency"), options.get("source", "host")
         return "\n\n".join(
             [
-                f"# Recording what is run in the account {user}: as root, after the steps for its certificates.",
+                (
+                    f"# Recording what is run in the account {user} (put the level's own in its place): as root,\n"
+                    "# after the steps for its certificates."
+                ),
                 (
                     "# 1. What lets responders in and reads sudo's log: workflows/captures/sudo_host.py of this\n"
                     "#    program, copied to the host. It needs sudo 1.9.13 or later. Give the log\n"
