@@ -54,6 +54,11 @@ SQL = [
     (f"INSERT INTO users (name, password) SELECT 'bob', '{S}'", S),
     (f"INSERT INTO users (name, password) VALUES ($1, $2)\n-- with: bob,{S}", S),
     (f"UPDATE users SET password = $1 WHERE id = $2\n-- parameters: $1 = '{S}', $2 = '7'", S),
+    (f"UPDATE users SET (name, password) = ('bob', '{S}')", S),
+    (f"INSERT INTO settings (key, value) VALUES ('smtp_password', '{S}')", S),
+    (f"CALL set_password('bob', '{S}')", S),
+    (f"SET PASSWORD FOR 'bob'@'%' = '{S}'", S),
+    (f"SELECT encrypt('x', '{S}', 'aes')", S),
     (f"SELECT pgp_sym_decrypt(card, '{S}') FROM cards", S),
     (f"SELECT pgp_sym_encrypt('4111', '{S}', 'cipher-algo=aes256')", S),
     (f"SELECT AES_DECRYPT(card, '{S}') FROM cards", S),
@@ -128,6 +133,10 @@ SHELL = [
     (f"wpa_passphrase net {S}", S),
     (f"useradd -p '{S}' bob", S),
     (f"snmpwalk -v2c -c {S} h", S),
+    (f"s3cmd --access_key=A --secret_key={S}", S),
+    (f"aws x --secret-access-key {S}", S),
+    (f"rabbitmqctl change_password bob {S}", S),
+    (f"twine upload -u x -p {S}", S),
     (f"lftp -u bob,{S} h", S),
 ]
 ADDRESSES = [

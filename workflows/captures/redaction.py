@@ -26,6 +26,7 @@ Span = tuple[int, int]
 # --- words behind which a secret stands ------------------------------------------------------------------------------
 
 _WORDS: Final = (
+    *("secret_key", "secret-key", "secretkey"),
     *("password", "passwort", "passwd", "passphrase", "passcode", "storepass", "keypass", "requirepass", "masterauth"),
     *("secret", "token", "apikey", "api_key", "api-key", "accesskey", "access_key", "access-key", "accountkey"),
     *("account_key", "private_key", "private-key", "privatekey", "auth_key", "authkey", "auth-key", "signing_key"),
@@ -47,7 +48,8 @@ _ASSIGN: Final = re.compile(rf"{_GAP}(?::=|=>|={{1,2}}|!=|<>|:(?!:)|to\b){_GAP}"
 _BESIDE: Final = re.compile(rf"(?!\s*\Z){_GAP}\(?\s{{0,10}}")
 _COMMA: Final = re.compile(r"\s{0,10},\s{0,10}(?:to_jsonb?\(\s{0,10})?")
 _TAKES_PAIRS: Final = re.compile(
-    r"(?ai)(?:set_config|jsonb?_(?:build_object|object|set|insert|replace)|hstore|json_\w{1,10})\s{0,5}\([^()]{0,150}\Z"
+    r"(?ai)(?:(?:set_config|jsonb?_(?:build_object|object|set|insert|replace)|hstore|json_\w{1,10})\s{0,5}\([^()]{0,150}"
+    r"|\bvalues\s{0,5}\([^()]{0,60})\Z"
 )
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -141,6 +143,7 @@ for _hint, _rule in (
             r"([^\s\"'\\$][^\n\"'\\]*)"
         ),
     ),
+    ("set password", r"(?i)\bset password\s{1,9}for\s[^=;]{1,200}=\s{0,9}(?:password\()?['\"]([^'\"]+)"),
     ("cookie:", r"(?i)\bcookie:\s{0,5}([^\n\"'\\]+)"),
     ("sig", r"(?i)[?&;](?:sig|signature|x-amz-signature|x-goog-signature)=([^&\s'\"<>#]+)"),
     ("x-amz-", r"(?i)[?&]x-amz-(?:credential|security-token)=([^&\s'\"<>#]+)"),
@@ -169,8 +172,9 @@ _INSERT: Final = re.compile(
     r"(?ai)\binto\s{1,20}[\w.\"`]{1,200}\s{0,20}(?:as\s{1,9}\w{1,60}\s{0,9})?\(([^()]{1,8000})\)"
     r"\s{0,20}(?:overriding\s{1,9}(?:user|system)\s{1,9}value\s{1,9})?(values?|select)\b"
 )
+_SET_ROW: Final = re.compile(r"(?ai)\bset\s{0,9}\(([^()]{1,4000})\)\s{0,9}=\s{0,9}(values|row)?(?=\s{0,9}\()")
 _KEYED_CALL: Final = re.compile(
-    r"(?ai)\b(?:pgp_sym_(?:en|de)crypt(?:_bytea)?|(?:aes|des)_(?:en|de)crypt|crypt|hmac|(?:old_)?password|encode_password)"
+    r"(?ai)\b(?:pgp_sym_(?:en|de)crypt(?:_bytea)?|(?:aes|des)_(?:en|de)crypt|crypt|hmac|(?:en|de)crypt(?:_iv)?|\w{0,60}passw(?:or)?d)"
     r"\s{0,9}\("
 )
 
@@ -240,8 +244,9 @@ def _spans(text: str, depth: int = 0) -> list[Span]:
     has_key = any(map(has, _KEY_HINTS))
     if has_key:
         spans += _keyed(text, holders)
-        if "into" in low:
-            spans += _inserted(text, holders)
+        for word, rule in (("into", _INSERT), ("set", _SET_ROW)):
+            if word in low:
+                spans += _inserted(text, rule, holders)
     if "identified" in low:
         spans += _identified(text)
     if "crypt" in low or "password" in low or "hmac" in low:
@@ -369,21 +374,20 @@ def _is_variable(text: str, span: Span) -> bool:
     return text[start - 1] == '"' and re.fullmatch(r"\$\w+|\$\{[^}]*\}|\$\([^)]*\)", text[start:end]) is not None
 
 
-def _inserted(text: str, holders: set[str]) -> Iterator[Span]:
-    """Give the values that an INSERT puts into columns for secrets."""
+def _inserted(text: str, rule: re.Pattern[str], holders: set[str]) -> Iterator[Span]:
+    """Give the values that an INSERT, or SET (…) = (…), puts into columns for secrets."""
     at = 0
-    while (found := _INSERT.search(text, at)) is not None:
+    while (found := rule.search(text, at)) is not None:
         at = found.end()
         columns = [name.strip().strip('"`') for name in found[1].split(",")]
         places = {number for number, name in enumerate(columns) if _is_secret_name(name)}
         if places:
-            spans, at = _values(text, at, places, holders, is_select=found[2].lower() == "select")
+            spans, at = _values(text, at, places, holders, is_select=(found[2] or "").lower() == "select")
             yield from spans
 
 
 def _is_secret_name(name: str) -> bool:
-    found = _KEY.search(name)
-    return found is not None and found.end() == len(name)
+    return any(found.end() == len(name) for found in _KEY.finditer(name))
 
 
 def _values(text: str, at: int, places: set[int], holders: set[str], *, is_select: bool) -> tuple[list[Span], int]:
@@ -514,6 +518,9 @@ _NEXT: Final = {
     "hydra": {"-p"},
     "evil-winrm": {"-p"},
     "consul": {"-token"},
+    "twine": {"-p"},
+    "ncftpput": {"-p"},
+    "ncftpget": {"-p"},
     **{name: {"-p", "--password"} for name in _MONGO},
     **{name: {"-w", "-s", "-a"} for name in _LDAP},
     **{name: {"-c", "-A", "-X"} for name in _SNMP},
@@ -601,7 +608,19 @@ _PROGRAM_HINTS: Final = tuple(
             "rman",
             "http ",
         }
-        | {"sudo ", "echo ", "net ", "keytool", "bao ", "sqlldr", "redis-cli", "nmcli", "--with-token", "7z"}
+        | {
+            "sudo ",
+            "echo ",
+            "net ",
+            "keytool",
+            "bao ",
+            "sqlldr",
+            "redis-cli",
+            "nmcli",
+            "--with-token",
+            "rabbitmqctl",
+            "7z",
+        }
     )
 )
 
@@ -716,6 +735,10 @@ def _of_command(words: Sequence[str], first: int, last: int, spans: list[list[Sp
         take(plain[-1]) if plain else None
     elif program == "wpa_passphrase" and len(plain) > 1:
         take(plain[1])
+    elif (program == "net" and len(plain) > 2 and words[plain[0]] == "user") or (
+        program == "rabbitmqctl" and len(plain) > 2 and words[plain[0]] in {"add_user", "change_password"}
+    ):
+        take(plain[2])
     elif program == "mc" and len(plain) > 5 and {"alias", "config"} & early:
         take(plain[-1])
         take(plain[-2])
