@@ -508,11 +508,15 @@ class Tailer:
         batch = _Batch([_dump({"gap": gap}) for gap in self._gaps], gaps=len(self._gaps))
         for content in self._contents:
             while content.descriptor >= 0 and batch.size < _BATCH:
-                begin = content.read - len(content.recent)
-                data = os.pread(content.descriptor, len(content.recent) + _CHUNK, begin)
-                if not data.startswith(content.recent):
-                    break  # truncated this very moment: the next look says so
-                data = data[len(content.recent) :]
+                # What is known is read along, at once with what is new: a file that was truncated a moment ago would
+                # else be read under the name of what it held before, and then once more under its own.
+                begin, known = content.read - len(content.recent), content.recent
+                if content.read < len(content.begun):
+                    begin, known = 0, content.begun
+                data = os.pread(content.descriptor, content.read - begin + _CHUNK, begin)
+                if not data.startswith(known):
+                    break  # the next look says so
+                data = data[content.read - begin :]
                 if not data:
                     self._finish(content, batch)
                     break

@@ -543,3 +543,22 @@ def test_crash_of_the_order_a_file_and_its_copy_are_both_new(follower, desk):
     follower.write("line 3")
     follower.go()
     assert desk.lines == numbered(0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("size", [7, 700])
+def test_crash_of_the_order_a_file_that_is_truncated_between_the_look_and_the_read(follower, desk, monkeypatch, size):
+    """What it holds then is not read under the name of what it held: each line comes once, and a gap is told."""
+    follower.write(*(f"line lost {number}" for number in range(size // 7)))
+    reading = Tailer._read
+
+    def late(tailer):
+        if b"lost" in follower.file.read_bytes():
+            os.truncate(follower.file, 0)
+            follower.write(*(f"line {number}" for number in range(1, 400)))
+        return reading(tailer)
+
+    monkeypatch.setattr(Tailer, "_read", late)
+    follower.go()
+    follower.go()
+    assert desk.lines == numbered(*range(1, 400))
+    assert [gap.first for gap in desk.gaps] == [0]
