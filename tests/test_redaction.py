@@ -346,6 +346,7 @@ COMMANDS = (
     "vault token lookup -accessor {n}",
     "curl -fsS https://shop.example:8443/health?id={n}",
     "curl -u $USER:$PASS https://shop.example/{n}",
+    "curl -H 'Authorization: Bearer $TOKEN' https://shop.example/{n}",
     "systemctl restart api@{n}",
     "journalctl -u sshd --since '{n} min ago' | grep 'Failed password'",
     "docker run -p 80{n}:80 -v /srv:/srv nginx",

@@ -139,7 +139,7 @@ for _hint, _rule in (
         "authorization",
         (
             r"(?i)authorization[\\\"']{0,3}\s{0,5}[:=]\s{0,5}[\\\"']{0,3}"
-            r"(?:(?:bearer|basic|token|digest|negotiate|apikey|api-key|key|vault|aws4-hmac-sha256)\s{1,5})?"
+            r"(?:(?:bearer|basic|token|digest|negotiate|apikey|api-key|key|vault|aws4-hmac-sha256)\s{1,5})?+"
             r"([^\s\"'\\$][^\n\"'\\]*)"
         ),
     ),
@@ -363,6 +363,8 @@ def _assigned(text: str, sep: re.Match[str], *, is_sql: bool, holders: set[str])
         return [], bare.end()
     if value.startswith(("$", "~/", "/")) and not is_sql:
         return [], bare.end()  # a variable; or PWD, a file
+    if is_sql and ":" in sep[0] and value.isalpha() and value.islower():
+        return [], bare.end()  # a sentence in a value: "token: see ticket"
     is_apart = sep[0] != "=" or (is_sql and _NAME.fullmatch(value) is not None and "." in value)
     if is_sql and is_apart and ":" not in sep[0] and (_NAME.match(value) or (value.isdigit() and len(value) < 4)):
         return [], bare.end()  # another column, a small number
