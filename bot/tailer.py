@@ -425,6 +425,7 @@ class Tailer:
         self._shut(content)
         content.inode, content.is_done = (entry.stat.st_dev, entry.stat.st_ino), False
         content.part, content.digest, content.moved = bytearray(), None, self._clock()
+        content.seen = entry.stat.st_size  # the original may have been longer
         known.add(content.inode)
         return self._open(content, entry)
 

@@ -233,7 +233,12 @@ class Site:
             with database.read() as session:
                 bodies = session.exec(select(Entry.body).order_by(Entry.seq)).all()
                 self.missing = {
-                    row.session: [range(first, last + 1) for first, last in row.missing]
+                    row.session: [
+                        *(range(first, last + 1) for first, last in row.missing),
+                        # A session that was never seen to begin, or to end, shows no more than that.
+                        *([] if row.opened_at else [range(1, row.first_number or 1)]),
+                        *([] if row.closed_at else [range(row.last_number or 1, sys.maxsize)]),
+                    ]
                     for row in session.exec(select(CaptureSession))
                 }
         finally:
@@ -258,6 +263,8 @@ def site(tmp_path):
         site = Site(tmp_path, parts, server, target, free_port())
         target.next_session()
         site.up()
+        while not site.place["state"].exists():
+            time.sleep(0.01)  # what was there before its first look is not the tailer's
         yield site
         parts.close()
 

@@ -562,3 +562,19 @@ def test_crash_of_the_order_a_file_that_is_truncated_between_the_look_and_the_re
     follower.go()
     assert desk.lines == numbered(*range(1, 400))
     assert [gap.first for gap in desk.gaps] == [0]
+
+
+def test_a_copy_that_is_shorter_than_what_was_seen(follower, desk):
+    """The original had grown when it was looked at, and was truncated before it was read: the copy is read once."""
+    follower.go()
+    follower.write("line 1")
+    copy = follower.file.with_name("pg.log.1")
+    copy.write_bytes(follower.file.read_bytes())
+    follower.write("line lost")
+    follower.tailer._look()
+    os.truncate(follower.file, 0)
+    follower.write("line 2")
+    follower.go()
+    follower.go()
+    assert sorted(desk.lines) == numbered(0, 1, 2)
+    assert [gap.first for gap in desk.gaps] == [14]
