@@ -415,7 +415,7 @@ class Tailer:
             if inode in known or inode == content.inode or entry.stat.st_size < content.place:
                 continue
             with contextlib.suppress(OSError), entry.path.open("rb") as file:
-                if content.head.fits(file.read(content.head.size)):
+                if content.is_begun_by(file.read(_PRINT)):
                     file.seek(content.place - content.before.size)
                     if content.before.fits(file.read(content.before.size)):
                         return entry
