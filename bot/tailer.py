@@ -425,7 +425,8 @@ class Tailer:
         self._shut(content)
         content.inode, content.is_done = (entry.stat.st_dev, entry.stat.st_ino), False
         content.part, content.digest, content.moved = bytearray(), None, self._clock()
-        content.seen = entry.stat.st_size  # the original may have been longer
+        # The original may have been longer, and its beginning known further.
+        content.seen, content.head = entry.stat.st_size, _Print.of(b"")
         known.add(content.inode)
         return self._open(content, entry)
 
