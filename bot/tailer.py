@@ -59,6 +59,10 @@ class NotSent(Exception):
     """The bot did not acknowledge the batch; ``str()`` says why. It is to be sent again."""
 
 
+class _RenamedError(Exception):
+    """A file is not where the folder's list, a moment ago, had it: whether it is a copy cannot be told yet."""
+
+
 class Sender(Protocol):
     """Brings a batch to the bot."""
 
@@ -271,12 +275,12 @@ class Tailer:
                 continue
             if not content.is_committed:
                 is_held = True
-            elif content.descriptor < 0:
-                self._vanished(content, there, known)
+                continue
+            try:
+                (self._vanished if content.descriptor < 0 else self._truncated)(content, there, known)
                 changed = True
-            else:
-                self._truncated(content, there, known)
-                changed = True
+            except _RenamedError:
+                is_held = True  # the next look finds it under its new name
         for content in self._contents:
             if content.descriptor >= 0 and len(content.begun) < _PRINT:
                 # Before it is read, too: a copy of it must not be taken for something new.
@@ -299,9 +303,10 @@ class Tailer:
                     continue
                 # An editor, or who restores a file, puts the same content in the place of the old one.
                 is_gone = original.inode not in there and original.is_committed
-                if is_gone and self._heir(original, {inode: entry}, set()) and self._move(original, entry, set()):
-                    changed = True
-                    continue
+                with contextlib.suppress(_RenamedError):
+                    if is_gone and self._heir(original, {inode: entry}, set()) and self._move(original, entry, set()):
+                        changed = True
+                        continue
             content = _Content(f"{entry.path}#{secrets.token_hex(4)}", inode, moved=self._clock())
             if not self._open(content, entry):
                 continue
@@ -414,11 +419,19 @@ class Tailer:
         for inode, entry in there.items():
             if inode in known or inode == content.inode or entry.stat.st_size < content.place:
                 continue
-            with contextlib.suppress(OSError), entry.path.open("rb") as file:
-                if content.is_begun_by(file.read(_PRINT)):
-                    file.seek(content.place - content.before.size)
-                    if content.before.fits(file.read(content.before.size)):
-                        return entry
+            try:
+                with entry.path.open("rb") as file:
+                    what = os.fstat(file.fileno())
+                    if (what.st_dev, what.st_ino) != inode:
+                        raise _RenamedError
+                    if content.is_begun_by(file.read(_PRINT)):
+                        file.seek(content.place - content.before.size)
+                        if content.before.fits(file.read(content.before.size)):
+                            return entry
+            except FileNotFoundError:
+                raise _RenamedError from None
+            except OSError:
+                continue
         return None
 
     def _move(self, content: _Content, entry: _Entry, known: set[tuple[int, int]]) -> bool:

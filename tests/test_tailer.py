@@ -578,3 +578,24 @@ def test_a_copy_that_is_shorter_than_what_was_seen(follower, desk):
     follower.go()
     assert sorted(desk.lines) == numbered(0, 1, 2)
     assert [gap.first for gap in desk.gaps] == [14]
+
+
+def test_crash_of_the_order_a_copy_that_is_renamed_while_it_is_looked_for(follower, desk, monkeypatch):
+    """Copied, truncated and rotated on since the folder was listed: the copy is found at the next look."""
+    follower.go()
+    follower.write("line 1")
+    copy, listing = follower.file.with_name("pg.log.1"), Tailer._entries
+    copy.write_bytes(follower.file.read_bytes())
+    os.truncate(follower.file, 0)
+
+    def late(tailer):
+        found = listing(tailer)
+        if copy.exists():
+            copy.rename(follower.file.with_name("pg.log.2"))
+        return found
+
+    monkeypatch.setattr(Tailer, "_entries", late)
+    follower.go()
+    follower.go()
+    assert desk.lines == numbered(0, 1)
+    assert [gap.first for gap in desk.gaps] == [14]
