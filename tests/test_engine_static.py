@@ -456,7 +456,7 @@ def test_the_entry_says_that_the_name_is_shared(lent, desk):
 
 
 def _try(lent, vault, database):
-    repair = SimpleNamespace(name="repair", settings=lent.read.settings, quorum=1)
+    repair = SimpleNamespace(name="repair", settings=lent.read.settings, quorum=1, capture_source=None)
     account = SimpleNamespace(name="orders", levels={"repair": repair})
     return try_level(vault, database, account, repair, Actor("", "shell:ada"))
 

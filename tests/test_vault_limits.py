@@ -142,11 +142,10 @@ def test_the_bots_token_is_refused_where_it_has_no_business(vault, call):
 
 def test_nothing_of_it_had_an_effect(real, vault):
     """After all of it Vault is as it was: mounts, policies and roles are those of the set-up."""
+    mounts = sorted(real.bao.call("GET", "sys/mounts")["data"])  # other tests have some of their own
     for method, path, body in NOT_ITS_BUSINESS:
         vault.is_refused(method.lower(), path, body)
-    assert sorted(real.bao.call("GET", "sys/mounts")["data"]) == sorted(
-        ["cubbyhole/", "database/", "identity/", "sys/", "transit/"]
-    )
+    assert sorted(real.bao.call("GET", "sys/mounts")["data"]) == mounts
     assert sorted(real.bao.call("LIST", "database/roles")["data"]["keys"]) == ["orders-ro", "orders-rw", "orders-watch"]
     assert "another" not in real.bao.call("LIST", "sys/policies/acl")["data"]["keys"]
 
