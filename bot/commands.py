@@ -65,11 +65,7 @@ def one_line(text: str, most: int = _MOST_LINE) -> str:
 
 def notes(one: Command) -> str:
     """Return what is known besides a command's words: how it went, what was cut or redacted."""
-    found = []
-    if one.event == told.STRANGER:
-        found.append("NO REQUEST EXPLAINS THIS LOGIN")
-    if one.event == told.STOP:
-        found.append("RECORDING SWITCHED OFF, OR TRIED TO")
+    found = [one.alarm] if one.alarm else []
     if one.danger:
         found.append(f"DANGEROUS: {clip(clean(one.danger, is_line=True), 80)}")
     if one.has_failed:

@@ -21,21 +21,22 @@ import io
 import json
 import logging
 import re
-import socket
 import ssl
 import threading
 import time
 import zlib
 from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
+from bot.bounded import BoundedServer
 from bot.settings import Listen, is_loopback
 from workflows.errors import BreakGlassError, Invalid, Unavailable
 from workflows.recorder import Gap, Raw
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
@@ -65,7 +66,7 @@ class NotWanted(Exception):
         self.status = status
 
 
-class Ingest:
+class Ingest(BoundedServer):
     """Answers at ``listen`` (port 0: any free one), in threads of its own.
 
     ``sources`` gives what the policy says now; ``take`` records a batch of one of them. The port is taken at once, so
@@ -85,26 +86,21 @@ class Ingest:
             raise Unavailable(
                 f"CAPTURE_ADDRESS: {listen.host} is not loopback, so CAPTURE_TLS_CERT and CAPTURE_TLS_KEY are needed."
             )
+        self._context = context
+        handler = partial(_Handler, _Door(sources, take, now))
+        super().__init__("CAPTURE_ADDRESS", listen.host, listen.port, handler, at_once=_AT_ONCE)
+
+    def opened(self, request: Any) -> Any | None:  # noqa: ANN401 - as the library has it
+        """Shake hands, where there is a certificate."""
+        if self._context is None:
+            return request
+        # Here, and not where connections are accepted: who does not go on would keep all others out.
+        request.settimeout(_SECONDS)
         try:
-            self._server = _Server((listen.host, listen.port), partial(_Handler, _Door(sources, take, now)), context)
-        except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise Unavailable(f"CAPTURE_ADDRESS: {listen.host} port {listen.port} cannot be used: {why}.") from None
-        self.port: Final = int(self._server.server_address[1])
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread = threading.Thread(target=partial(self._server.serve_forever, 0.1), name="ingest", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Answer no more, and give the port back. What is being recorded is answered, or is sent again."""
-        if self._thread is not None:
-            self._server.shutdown()
-            self._thread.join()
-            self._thread = None
-        self._server.server_close()
+            return self._context.wrap_socket(request, server_side=True)
+        except OSError:
+            self.shutdown_request(request)
+            return None
 
 
 def _context(listen: Listen) -> ssl.SSLContext | None:
@@ -266,44 +262,6 @@ def _is_offset(told: Any) -> TypeGuard[int]:  # noqa: ANN401
 
 
 # --- the server ----------------------------------------------------------------------------------------------------
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False  # somebody who does not read must not keep the bot from stopping
-
-    def __init__(
-        self, address: tuple[str, int], handler: Callable[..., BaseHTTPRequestHandler], context: ssl.SSLContext | None
-    ) -> None:
-        self._context = context
-        self._room = threading.BoundedSemaphore(_AT_ONCE)
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the library has it
-        # Attack: many connections that say nothing, each with a thread of ours.
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        try:
-            if self._context is not None:
-                # Here, and not where connections are accepted: who does not go on would keep all others out.
-                request.settimeout(_SECONDS)
-                try:
-                    request = self._context.wrap_socket(request, server_side=True)
-                except OSError:
-                    self.shutdown_request(request)
-                    return
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
-        """Say little: somebody hung up, or was too slow."""
-        log.debug("a post was broken off")
 
 
 class _Timed(io.RawIOBase):

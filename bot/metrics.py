@@ -16,21 +16,19 @@ The text is Prometheus' exposition format, 0.0.4.
 from __future__ import annotations
 
 import logging
-import socket
-import threading
 from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
+from bot.bounded import BoundedServer
 from bot.cursors import seconds_behind
 from storage import audit, heads
 from storage.database import DatabaseDown
 from storage.followers import FOLLOWERS, lags
 from storage.models import Alarm, Feed, Request, State
-from workflows.errors import Unavailable
 from workflows.reconcile import CLAIM, Kind
 
 if TYPE_CHECKING:
@@ -147,60 +145,11 @@ def _escaped(text: str) -> str:
 # --- the server ----------------------------------------------------------------------------------------------------
 
 
-class Metrics:
-    """Answers ``GET /metrics`` at ``host`` and ``port`` (0: any free one), in threads of its own.
-
-    The port is taken at once, so that a mistake shows before anything runs. Raises :class:`Unavailable`.
-    """
+class Metrics(BoundedServer):
+    """Answers ``GET /metrics`` at ``host`` and ``port`` (0: any free one). Raises :class:`Unavailable`."""
 
     def __init__(self, host: str, port: int, give: Callable[[], str]) -> None:
-        try:
-            self._server = _Server((host, port), partial(_Handler, give))
-        except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise Unavailable(f"METRICS_ADDRESS: {host} port {port} cannot be listened at: {why}.") from None
-        self.port: Final = int(self._server.server_address[1])
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Answer no more, and give the port back."""
-        if self._thread is not None:
-            self._server.shutdown()
-            self._thread.join()
-            self._thread = None
-        self._server.server_close()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False  # somebody who does not read must not keep the bot from stopping
-
-    def __init__(self, address: tuple[str, int], handler: Callable[..., BaseHTTPRequestHandler]) -> None:
-        self._room = threading.BoundedSemaphore(_AT_ONCE)
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as the library has it
-        # Attack: many connections that say nothing, each with a thread of ours.
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002
-        """Say little: somebody hung up."""
-        log.debug("a scrape was broken off")
+        super().__init__("METRICS_ADDRESS", host, port, partial(_Handler, give), at_once=_AT_ONCE)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -50,6 +50,10 @@ TRUSTS: Final[Mapping[str, str]] = {
     "self-reported": "reported by the responder's own side",
 }
 
+_ALARMS: Final[Mapping[str, str]] = {
+    STRANGER: "NO REQUEST EXPLAINS THIS LOGIN",
+    STOP: "RECORDING SWITCHED OFF, OR TRIED TO",
+}
 OTHER_CLOCK: Final = timedelta(seconds=5)  # by which a target's clock may be away from ours
 _MOST_DANGERS: Final = 5  # kept by a tally
 _MOST_NAMES: Final = 20  # of sources, identities and holes kept by a tally
@@ -94,6 +98,13 @@ class Command:
     def is_alarming(self) -> bool:
         """Whether security is to look at it at once."""
         return bool(self.danger) or self.event in {STOP, STRANGER} or self.stopped
+
+    @property
+    def alarm(self) -> str:
+        """What the event alone says is wrong; empty: nothing."""
+        return {STRANGER: "NO REQUEST EXPLAINS THIS LOGIN", STOP: "RECORDING SWITCHED OFF, OR TRIED TO"}.get(
+            self.event, ""
+        )
 
     @property
     def has_failed(self) -> bool:

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sqlmodel import col, or_, select
 
 from storage.audit import Actor, parse
+from storage.commands import OTHER_CLOCK
 from storage.models import Entry, Grant, Request
 from workflows.captures.seam import Kind, Line
 from workflows.engines import ENGINES
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from sqlmodel import Session
 
     from workflows.policy import Policy
-
-OTHER_CLOCK: Final = timedelta(seconds=5)  # by which a target's clock may be away from ours
 
 # What begins so is named by our engines after a request (``engines/naming.py``).
 _MARK: Final = re.compile(r"bg-([0-9a-z]{4,12})-.*", re.DOTALL)

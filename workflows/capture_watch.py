@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from sqlmodel import and_, col, or_, select, update
 
 from storage.audit import SYSTEM, Actor, Draft, append_all, write_time
+from storage.commands import CLOSE, DOWN, FIND, GAP
 from storage.models import CaptureSession, CaptureSource, CaptureUse, Grant, Request, State
 from workflows.door import database_errors
 
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from storage.database import Database, Write
     from workflows.capture_rules import SourceRules
 
-CLOSE: Final = "command:close"
-FIND: Final = "command:find"
-GAP: Final = "capture:gap"
-DOWN: Final = "capture:down"
 UP: Final = "capture:up"
 
 SETTLE_AFTER: Final = timedelta(seconds=60)  # after the end, and after the last line: late ones are on their way

@@ -400,13 +400,14 @@ class Issuer(Holding):
     def must_be_recorded(self, turn: Turn) -> None:
         """Refuse a credential of a level that demands a record while nothing is heard of the source that keeps it."""
         level = self._level(turn.row)
-        source = self.policy.captures.get(level.capture_source or "")
-        if source is None or level.capture is not Need.REQUIRED:
+        if level.capture is not Need.REQUIRED:
             return
-        if silent_since(turn.session, source, turn.now) is not None:
+        source = self.policy.captures.get(level.capture_source or "")
+        if source is None or silent_since(turn.session, source, turn.now) is not None:
             raise Conflict(
-                f"What is done with this access must be recorded, and nothing is heard of {source.name}, which would "
-                "record it. No credential was made. Have that mended, then press the button again.",
+                "What is done with this access must be recorded, and nothing is heard of "
+                f"{level.capture_source}, which would record it. No credential was made. "
+                "Have that mended, then press the button again.",
                 code="not_recorded",
             )
 

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Final
 from sqlmodel import col, select
 
 from storage.audit import SYSTEM, Draft, append_all, write_time
+from storage.commands import GAP, OTHER_CLOCK, RUN, STOP, STRANGER
 from storage.models import CaptureLine, CaptureSession, CaptureSource, CaptureUse, Payload
-from workflows.attribution import OTHER_CLOCK, Owner, Owners
-from workflows.capture_watch import GAP, UP, close, new_use, say_of_source, tell_findings, touch
+from workflows.attribution import Owner, Owners
+from workflows.capture_watch import UP, close, new_use, say_of_source, tell_findings, touch
 from workflows.captures import CAPTURES
 from workflows.captures.classify import classify
 from workflows.captures.redaction import redact
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RUN: Final = "command:run"
-STOP: Final = "command:stop"
-STRANGER: Final = "command:stranger"
 UNREADABLE: Final = "capture:unreadable"
 
 MOST_TEXT: Final = 32_768  # bytes of a statement, as JSON writes it, in an entry; the rest stands beside the log

@@ -67,11 +67,7 @@ def words(one: Command) -> str:
 
 def marks(one: Command) -> str:
     """Return class, result and what else is to be said of one command."""
-    found = [one.cls]
-    if one.event == told.STOP:
-        found.append("RECORDING SWITCHED OFF, OR TRIED TO")
-    if one.event == told.STRANGER:
-        found.append("NO REQUEST EXPLAINS THIS LOGIN")
+    found = [one.cls, one.alarm]
     if one.danger:
         found.append(f"DANGEROUS: {one.danger}")
     if one.result:

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from workflows.captures.record import part, read_object, text_of, time_of
 from workflows.captures.seam import Kind, Line, Trust, Unreadable
 
 if TYPE_CHECKING:
@@ -44,14 +44,7 @@ class CloudTrail:
 
     def read(self, raw: bytes) -> tuple[Line, ...]:
         """Return the calls, in order. Raises Unreadable."""
-        if len(raw) > _MOST:
-            raise Unreadable("It is too long.")
-        try:
-            found = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
-            raise Unreadable("It is not one JSON object.") from error
-        if not isinstance(found, dict):
-            raise Unreadable("It is not one JSON object.")
+        found = read_object(raw, _MOST)
         records = found.get("Records") if found.keys() == {"Records"} else [found]
         if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
             raise Unreadable("Its records are none.")
@@ -83,18 +76,18 @@ class CloudTrail:
 
 
 def _lines(record: Mapping[str, Any]) -> tuple[Line, ...]:
-    identity, source, name = _part(record, "userIdentity"), _text(record, "eventSource"), _text(record, "eventName")
+    identity, source, name = part(record, "userIdentity"), text_of(record, "eventSource"), text_of(record, "eventName")
     if not identity or source is None or name is None:
         raise Unreadable("It does not say who called what.")
-    at = _time(record)
+    at = time_of(record, "eventTime")
     who = _who(identity)
     if who is None:
         return ()
-    result = _text(record, "errorCode") or "ok"
-    text = f"{source} {name}{_parameters(_part(record, 'requestParameters'))}"[:_MOST_TEXT]
-    key = _text(identity, "accessKeyId")
+    result = text_of(record, "errorCode") or "ok"
+    text = f"{source} {name}{_parameters(part(record, 'requestParameters'))}"[:_MOST_TEXT]
+    key = text_of(identity, "accessKeyId")
     session = hashlib.sha256(key.encode()).hexdigest()[:16] if key else None
-    region = _text(record, "awsRegion")
+    region = text_of(record, "awsRegion")
 
     def line(kind: Kind, said: str) -> Line:
         return Line(kind, who or "", at, said, session=session, database=region, result=result)
@@ -113,14 +106,14 @@ def _who(identity: Mapping[str, Any]) -> str | None:
         raise Unreadable("It does not say what kind of user called.")
     if kind in {"AWSService", "AWSAccount"}:
         return None
-    if source := _text(_part(identity, "sessionContext"), "sourceIdentity"):
+    if source := text_of(part(identity, "sessionContext"), "sourceIdentity"):
         return source
-    arn = _text(identity, "arn") or ""
+    arn = text_of(identity, "arn") or ""
     if kind in {"AssumedRole", "FederatedUser"}:
         if not arn.startswith("arn:") or not arn.rpartition("/")[2]:
             raise Unreadable("It does not say which session called.")
         return arn.rpartition("/")[2]
-    name = _text(identity, "userName") or arn or _text(identity, "principalId")
+    name = text_of(identity, "userName") or arn or text_of(identity, "principalId")
     if name is None:
         raise Unreadable("It does not say who called.")
     return name
@@ -129,31 +122,3 @@ def _who(identity: Mapping[str, Any]) -> str | None:
 def _parameters(parameters: Mapping[str, Any]) -> str:
     plain = {name: one for name, one in parameters.items() if isinstance(one, (str, int, bool))}
     return "".join(f" {name}={json.dumps(one, ensure_ascii=False)}" for name, one in plain.items())
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Attack: of two identities, one reader would see the first and another the last.
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _text(record: Mapping[str, Any], name: str) -> str | None:
-    found = record.get(name)
-    return found if isinstance(found, str) and found else None
-
-
-def _time(record: Mapping[str, Any]) -> datetime:
-    try:
-        at = datetime.fromisoformat(_text(record, "eventTime") or "")
-        if at.tzinfo is not None:
-            return at.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise Unreadable("It has no time.") from error
-    raise Unreadable("Its time has no zone.")

@@ -12,18 +12,16 @@ Rules
 
 from __future__ import annotations
 
-import json
 import shlex
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
+from workflows.captures.record import part, read_object, text_of, time_of
 from workflows.captures.seam import Kind, Line, Trust, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_MOST: Final = 1_048_576  # bytes of a line
 _MOST_TEXT: Final = 2_000  # characters of a call
 _ACCOUNT: Final = "system:serviceaccount:"
 _LASTING: Final = frozenset({"exec", "attach", "portforward", "proxy"})
@@ -39,26 +37,26 @@ class KubernetesAudit:
 
     def read(self, raw: bytes) -> tuple[Line, ...]:
         """Return the call, with the program that it starts. Raises Unreadable."""
-        record = _record(raw)
+        record = read_object(raw)
         if record.get("kind") != "Event" or record.get("stage") not in _STAGES:
             raise Unreadable("Not an event of the audit log.")
-        status = _part(record, "responseStatus").get("code")
-        target = _part(record, "objectRef")
+        status = part(record, "responseStatus").get("code")
+        target = part(record, "objectRef")
         is_lasting = target.get("subresource") in _LASTING
         if not _counts(record["stage"], is_stream=is_lasting, is_open=status == _SWITCHED):
             return ()
-        user, verb = _text(_part(record, "user"), "username"), _text(record, "verb")
+        user, verb = text_of(part(record, "user"), "username"), text_of(record, "verb")
         if user is None or verb is None or "\0" in user:
             raise Unreadable("It does not say who called what.")
         namespace, name = None, user
         if user.startswith(_ACCOUNT):
             namespace, _, name = user.removeprefix(_ACCOUNT).partition(":")
-        at = _time(record)
+        at = time_of(record, "requestReceivedTimestamp")
         result = None if type(status) is not int else "ok" if status < 400 else str(status)
-        session = _text(record, "auditID")
-        uri = urlsplit(_text(record, "requestURI") or "")
+        session = text_of(record, "auditID")
+        uri = urlsplit(text_of(record, "requestURI") or "")
         text = f"{verb} {_what(target) or uri.path}"
-        if other := _text(_part(record, "impersonatedUser"), "username"):
+        if other := text_of(part(record, "impersonatedUser"), "username"):
             text += f" as {other}"
         lines = [Line(Kind.CALL, name, at, text[:_MOST_TEXT], session=session, database=namespace, result=result)]
         if is_lasting and result in {None, "ok"}:
@@ -102,47 +100,7 @@ def _counts(stage: str, *, is_stream: bool, is_open: bool) -> bool:
 
 def _what(target: Mapping[str, Any]) -> str:
     """Return ``resource/name/subresource in namespace``."""
-    parts = [_text(target, name) for name in ("resource", "name", "subresource")]
+    parts = [text_of(target, name) for name in ("resource", "name", "subresource")]
     path = "/".join(part for part in parts if part)
-    namespace = _text(target, "namespace")
+    namespace = text_of(target, "namespace")
     return f"{path} in {namespace}" if path and namespace else path
-
-
-def _record(raw: bytes) -> dict[str, Any]:
-    if len(raw) > _MOST:
-        raise Unreadable("It is too long.")
-    try:
-        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable("It is not one JSON object.") from error
-    if not isinstance(found, dict):
-        raise Unreadable("It is not one JSON object.")
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Attack: of two users, one reader would see the first and another the last.
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _text(record: Mapping[str, Any], name: str) -> str | None:
-    found = record.get(name)
-    return found if isinstance(found, str) and found else None
-
-
-def _time(record: Mapping[str, Any]) -> datetime:
-    try:
-        at = datetime.fromisoformat(_text(record, "requestReceivedTimestamp") or "")
-        if at.tzinfo is not None:
-            return at.astimezone(UTC)
-    except (ValueError, OverflowError) as error:
-        raise Unreadable("It has no time.") from error
-    raise Unreadable("Its time has no zone.")

@@ -25,6 +25,7 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 
+from workflows.captures.record import once
 from workflows.captures.seam import Kind, Line, Trust, Unreadable
 from workflows.engines import database_sql
 from workflows.errors import Invalid
@@ -246,19 +247,11 @@ def _beginning(raw: bytes) -> dict[str, Any]:
     raise Unreadable("the beginning of a line, and not of a text in it")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that says a thing twice: two readers would read two things."""
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key twice")
-    return record
-
-
 def _never(word: str) -> None:
     raise ValueError(word)
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_never)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=once, parse_constant=_never)
 _ALWAYS: Final = frozenset({"timestamp", "session_id", "line_num", "error_severity"})
 
 

@@ -18,15 +18,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from workflows.captures.record import part, read_object, text_of, time_of
 from workflows.captures.seam import Kind, Line, Trust, Unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
-_MOST: Final = 1_048_576  # bytes of a line
 _MOST_WORD: Final = 2_000  # characters of a path
 _HIDDEN: Final = "hmac-"
 _MAKING: Final = frozenset({"create", "read", "update"})
@@ -42,20 +42,20 @@ class VaultAudit:
 
     def read(self, raw: bytes) -> tuple[Line, ...]:
         """Return the call that the line tells of, if it is ours or could have made a credential."""
-        record = _record(raw)
+        record = read_object(raw)
         kind = record.get("type")
         if kind == "request":
             return ()
         if kind != "response":
             raise Unreadable("It is neither a call nor an answer.")
-        auth, request, response = (_part(record, name) for name in ("auth", "request", "response"))
-        error = _text(record, "error")
-        operation, path = _text(request, "operation"), _text(request, "path")
+        auth, request, response = (part(record, name) for name in ("auth", "request", "response"))
+        error = text_of(record, "error")
+        operation, path = text_of(request, "operation"), text_of(request, "path")
         if not operation or not path:
             raise Unreadable("It does not say what was called.")
-        made = _part(response, "auth")
+        made = part(response, "auth")
         result = _said(error) if error else "wrapped" if response.get("wrap_info") else "ok"
-        call = _Call(_time(record), f"{operation} {path}"[:_MOST_WORD], result)
+        call = _Call(time_of(record, "time"), f"{operation} {path}"[:_MOST_WORD], result)
         maker = _named(auth)
         lines: tuple[Line, ...] = ()
         if maker is not None:
@@ -109,47 +109,6 @@ class VaultAudit:
         )
 
 
-def _record(raw: bytes) -> Mapping[str, Any]:
-    if len(raw) > _MOST:
-        raise Unreadable("It is too long.")
-    try:
-        found = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable("It is not one JSON object.") from error
-    if not isinstance(found, dict):
-        raise Unreadable("It is not one JSON object.")
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Vault writes each key once. Attack: of two accessors, one reader would see the first and another the last.
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _text(record: Mapping[str, Any], name: str) -> str | None:
-    found = record.get(name)
-    return found if isinstance(found, str) and found else None
-
-
-def _time(record: Mapping[str, Any]) -> datetime:
-    try:
-        # Nine digits of a second; Python reads six.
-        at = datetime.fromisoformat(_text(record, "time") or "")
-    except ValueError as error:
-        raise Unreadable("It has no time.") from error
-    if at.tzinfo is None:
-        raise Unreadable("Its time has no zone.")
-    return at.astimezone(UTC)
-
-
 def _said(error: str) -> str:
     """Return the last of Vault's words: it writes a list with a headline, such as "1 error occurred"."""
     return error.strip().splitlines()[-1].strip().removeprefix("* ")[:200] or "error"
@@ -170,12 +129,12 @@ class _Call:
 
 def _named(auth: Mapping[str, Any]) -> str | None:
     """Return the request, or the trial, that a token was made for; as whoever made it wrote."""
-    metadata = _part(auth, "metadata")
-    return _text(metadata, "request") or _text(metadata, "check")
+    metadata = part(auth, "metadata")
+    return text_of(metadata, "request") or text_of(metadata, "check")
 
 
 def _line(call: _Call, auth: Mapping[str, Any], kind: Kind = Kind.CALL, text: str | None = None) -> Line:
-    accessor, named = _text(auth, "accessor") or "", _named(auth)
+    accessor, named = text_of(auth, "accessor") or "", _named(auth)
     if accessor.startswith(_HIDDEN):
         raise Unreadable("The audit device hides the accessors: set hmac_accessor to false.")
     result = call.result if text is None else None
