@@ -25,7 +25,7 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sqlalchemy import create_engine, event, text
 from sqlalchemy import exc as sa_exc
@@ -54,7 +54,6 @@ _BEGIN_POSTGRESQL: Final = f"{_LOCK_POSTGRESQL}; {_NEWEST}"
 # IMMEDIATE, or a writer reads first and then loses the upgrade to another one (21 of 160 did).
 _BEGIN_SQLITE: Final = "BEGIN IMMEDIATE"
 _READS: Final = "breakglass_reads"
-_CURSOR: Final = "breakglass_cursor"
 _IDLE: Final = 0  # PQTRANS_IDLE of libpq
 _BUSY: Final = frozenset({"55P03", "57014"})  # lock_not_available, query_canceled: the server is there
 _GONE: Final = "something in it was refused, and the transaction is gone"
@@ -230,12 +229,12 @@ class Write(Session):
     ``kind`` is the database's, "sqlite" or "postgresql"; ``newest`` the newest entry's row if it came with the lock.
     """
 
-    def __init__(self, connection: Connection, transaction: RootTransaction, newest: tuple[Any, ...] | None) -> None:
-        super().__init__(connection, expire_on_commit=False)
-        self.kind: Final = connection.dialect.name
+    def __init__(self, wire: _Wire, transaction: RootTransaction, newest: tuple[Any, ...] | None) -> None:
+        super().__init__(wire.connection, expire_on_commit=False)
+        self.kind: Final = wire.connection.dialect.name
         self.appended: Final[set[str]] = set()
         self.is_gone = False  # a statement of run() failed
-        self._connection: Final = connection
+        self._wire: Final = wire
         self._outer: Final = transaction
         self._newest = newest
 
@@ -248,32 +247,34 @@ class Write(Session):
     def run(self, statement: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...] | None:
         """Run one statement as the driver takes it, and return its first row; what the session holds comes before it.
 
-        For the log alone: past SQLAlchemy, which takes several times as long as the statement. Raises
-        :class:`DatabaseDown`, :class:`Clash`.
+        For the log alone. Raises :class:`DatabaseDown`, :class:`Clash`.
         """
-        self.flush()
-        if not self._outer.is_active:
-            # SQLite would commit the statement by itself, outside the writer's lock.
-            raise Clash(_GONE)
+        self._make_ready()
         try:
-            return _run(self._connection, statement, values)
+            return self._wire.run(statement, values)
         except Exception:
-            # SQLite takes back the statement alone: whoever swallows the error would commit all that was before it.
-            self.is_gone = True
-            self._outer.rollback()
+            self._give_up()
             raise
 
     def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Run one statement for each of the rows, as :meth:`run` does it for one."""
+        self._make_ready()
+        try:
+            self._wire.run_many(statement, rows)
+        except Exception:
+            self._give_up()
+            raise
+
+    def _make_ready(self) -> None:
         self.flush()
         if not self._outer.is_active:
+            # SQLite would commit the statement by itself, outside the writer's lock.
             raise Clash(_GONE)
-        try:
-            _run_many(self._connection, statement, rows)
-        except Exception:
-            self.is_gone = True
-            self._outer.rollback()
-            raise
+
+    def _give_up(self) -> None:
+        # SQLite takes back the statement alone: whoever swallows the error would commit all that was before it.
+        self.is_gone = True
+        self._outer.rollback()
 
     def leave(self) -> None:
         """Let go of the rows, which stay readable, and of the connection, which the next transaction uses."""
@@ -298,7 +299,7 @@ class Database:
         # SQLite's polling and without each holding a connection that a reader needs.
         self._turn: Final = threading.Lock()
         self._writer: int | None = None
-        self._held: Connection | None = None  # the writer's, between two transactions
+        self._held: _Wire | None = None  # the writer's, between two transactions
         self._closed = 0  # how often: what was in use meanwhile is not kept
         self._engine: Final = create_engine(
             parsed,
@@ -332,8 +333,9 @@ class Database:
             _create_private(self._file)
             self._switch_to_wal()
         begin = _BEGIN_SQLITE if self.kind == "sqlite" else _LOCK_POSTGRESQL  # there may be no log to read yet
-        with self._in_turn(), self._dropped_afterwards() as connection, connection.begin():
-            _run(connection, begin, None)
+        with self._in_turn(), self._dropped_afterwards() as wire, wire.connection.begin():
+            connection = wire.connection
+            wire.run(begin, None)
             SQLModel.metadata.create_all(connection)
             if wrong := schema.complete(connection):
                 listed = ", ".join(wrong)
@@ -354,12 +356,11 @@ class Database:
         """
         with self._in_turn():
             closed = self._closed
-            transaction, newest = self._begin()
-            connection = transaction.connection
+            wire, transaction, newest = self._begin()
             try:
                 # The transaction is the connection's. A session joins it only when it is used: an entry needs none.
                 with transaction:
-                    session = Write(connection, transaction, newest)
+                    session = Write(wire, transaction, newest)
                     try:
                         yield session
                         if session.is_gone:
@@ -369,10 +370,10 @@ class Database:
                     finally:
                         session.leave()
             finally:
-                if closed == self._closed and _is_idle(connection):
-                    self._held = connection
+                if closed == self._closed and wire.is_idle():
+                    self._held = wire
                 else:
-                    _drop(connection)
+                    _drop(wire.connection)
         # The lock is free again: a listener may write.
         if session.appended:
             self._wake(frozenset(session.appended))
@@ -393,30 +394,26 @@ class Database:
         self._closed += 1
         held, self._held = self._held, None
         if held is not None:
-            _drop(held)
+            _drop(held.connection)
         self._engine.dispose()
 
-    def _open(self) -> Connection:
+    def _open(self) -> _Wire:
         """Open a connection for a writer. It is never given back, only dropped: a reader could write on it."""
         with _pool_errors():
-            connection = self._engine.connect()
-        driver: Any = connection.connection.driver_connection
-        if self.kind == "postgresql":
-            driver.autocommit = True  # or the driver sends a BEGIN of its own, in a message of its own
-            connection.info[_CURSOR] = driver.cursor()  # for all statements of run(): a new one costs as much as one
-        else:
-            _run(connection, "PRAGMA query_only = 0")
-        return connection
+            wire = _Wire(self._engine.connect())
+        if self.kind == "sqlite":
+            wire.run("PRAGMA query_only = 0")
+        return wire
 
     @contextmanager
-    def _dropped_afterwards(self) -> Iterator[Connection]:
-        connection = self._open()
+    def _dropped_afterwards(self) -> Iterator[_Wire]:
+        wire = self._open()
         try:
-            yield connection
+            yield wire
         finally:
-            _drop(connection)
+            _drop(wire.connection)
 
-    def _begin(self) -> tuple[RootTransaction, tuple[Any, ...] | None]:
+    def _begin(self) -> tuple[_Wire, RootTransaction, tuple[Any, ...] | None]:
         """Begin with the writer's lock; return the transaction, and the newest entry's row if it came along.
 
         A connection that was kept may have died since. Nothing was written on it, so a new one takes its place.
@@ -430,12 +427,12 @@ class Database:
                     raise
         return self._begin_on(self._open())
 
-    def _begin_on(self, connection: Connection) -> tuple[RootTransaction, tuple[Any, ...] | None]:
+    def _begin_on(self, wire: _Wire) -> tuple[_Wire, RootTransaction, tuple[Any, ...] | None]:
         try:
             statement = _BEGIN_SQLITE if self.kind == "sqlite" else _BEGIN_POSTGRESQL
-            return connection.begin(), _run(connection, statement, None)
+            return wire, wire.connection.begin(), wire.run(statement, None)
         except BaseException:
-            _drop(connection)
+            _drop(wire.connection)
             raise
 
     @contextmanager
@@ -468,6 +465,8 @@ class Database:
         while True:
             try:
                 with closing(sqlite3.connect(str(self._file), timeout=LOCK_SECONDS, isolation_level=None)) as raw:
+                    # For a new file only. Each commit writes whole pages, and an entry fills little of three.
+                    raw.execute("PRAGMA page_size = 2048")
                     raw.execute("PRAGMA journal_mode = WAL")
                 return  # noqa: TRY300 - reads as the end of the loop
             except sqlite3.DatabaseError as error:
@@ -524,64 +523,76 @@ def _set_up_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) ->
 
 def _begin_reading_sqlite(connection: Connection) -> None:
     if _READS not in connection.info:
-        _run(connection, "PRAGMA query_only = 1")
+        connection.exec_driver_sql("PRAGMA query_only = 1")
         connection.info[_READS] = True
-    _run(connection, "BEGIN")
+    connection.exec_driver_sql("BEGIN")
 
 
-def _run(connection: Connection, statement: str, values: tuple[Any, ...] | None = ()) -> tuple[Any, ...] | None:
-    """Run one statement, or on PostgreSQL several (without values); return the first row of the last one."""
-    driver: Any = connection.connection.driver_connection
-    with _driver_errors(connection):
-        if (kept := connection.info.get(_CURSOR)) is not None:
-            cursor = kept.execute(statement, values)
-            while values is None and cursor.nextset():
+class _Wire:
+    """A connection as its driver has it: past SQLAlchemy, which takes several times as long as a statement.
+
+    What each statement would look up is looked up once. Errors of the driver's become ours.
+    """
+
+    __slots__ = ("_cursor", "_driver", "_errors", "connection")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection: Final = connection
+        driver: Any = connection.connection.driver_connection
+        library: Any = connection.dialect.loaded_dbapi
+        self._driver: Final = driver
+        self._errors: Final = library.Error
+        self._cursor: Any = None
+        if connection.dialect.name == "postgresql":
+            driver.autocommit = True  # or the driver sends a BEGIN of its own, in a message of its own
+            self._cursor = driver.cursor()  # for all statements: a new one costs as much as one
+
+    def run(self, statement: str, values: tuple[Any, ...] | None = ()) -> tuple[Any, ...] | None:
+        """Run one statement, or on PostgreSQL several (without values); return the first row of the last one."""
+        row: tuple[Any, ...] | None
+        try:
+            if self._cursor is None:
+                cursor = self._driver.execute(statement, values or ())
+                row = cursor.fetchone() if cursor.description else None
+                cursor.close()
+                return row
+            self._cursor.execute(statement, values)
+            while values is None and self._cursor.nextset():
                 pass
-        else:
-            cursor = driver.execute(statement, values or ())
-        row: tuple[Any, ...] | None = cursor.fetchone() if cursor.description else None
-        if kept is None:
-            cursor.close()
-    return row
+            row = self._cursor.fetchone() if self._cursor.description else None
+        except self._errors as error:
+            self._raise(error)
+        return row
 
+    def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run one statement for each of the rows. On PostgreSQL all are on their way before the first answer."""
+        try:
+            if self._cursor is None:
+                self._driver.executemany(statement, rows).close()
+            else:
+                self._cursor.executemany(statement, rows)
+        except self._errors as error:
+            self._raise(error)
 
-def _run_many(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Run one statement for each of the rows. On PostgreSQL all of them are on their way before the first answer."""
-    driver: Any = connection.connection.driver_connection
-    with _driver_errors(connection):
-        if (kept := connection.info.get(_CURSOR)) is not None:
-            kept.executemany(statement, rows)
-        else:
-            driver.executemany(statement, rows).close()
+    def is_idle(self) -> bool:
+        """Whether the connection is sound and in no transaction, so that the next writer may have it."""
+        if self.connection.closed or self.connection.invalidated:
+            return False
+        if self._cursor is None:
+            return not self._driver.in_transaction
+        return bool(self._driver.pgconn.transaction_status == _IDLE)
 
-
-@contextmanager
-def _driver_errors(connection: Connection) -> Iterator[None]:
-    """Turn the errors of a driver that is used past SQLAlchemy into ours."""
-    library: Any = connection.dialect.loaded_dbapi
-    driver: Any = connection.connection.driver_connection
-    try:
-        yield
-    except library.Error as error:
+    def _raise(self, error: Any) -> NoReturn:  # noqa: ANN401 - a driver's
+        dialect = self.connection.dialect
+        library: Any = dialect.loaded_dbapi
         ours = _ours(
             error,
             is_clash=isinstance(error, library.IntegrityError),
-            is_down=isinstance(error, library.OperationalError)
-            or connection.dialect.is_disconnect(error, driver, None),
+            is_down=isinstance(error, library.OperationalError) or dialect.is_disconnect(error, self._driver, None),
         )
         if ours is None:
-            raise
+            raise error
         raise ours from error
-
-
-def _is_idle(connection: Connection) -> bool:
-    """Whether the connection is sound and in no transaction, so that the next writer may have it."""
-    if connection.closed or connection.invalidated:
-        return False
-    driver: Any = connection.connection.driver_connection
-    if isinstance(driver, sqlite3.Connection):
-        return not driver.in_transaction
-    return bool(driver.pgconn.transaction_status == _IDLE)
 
 
 def _drop(connection: Connection) -> None:
