@@ -54,6 +54,7 @@ SMALL: Final = 1000  # entries of the small log, with which the large one is com
 PROOFS: Final = 1000
 TURNS: Final = 4  # of the verifier and its baseline
 STORY: Final = 20  # entries of one request in the large log
+BURST: Final = 20  # entries in one transaction, as the recorder of commands writes them
 BATCH: Final = 2000  # entries in one transaction while the large log is filled: not measured
 ACTOR: Final = audit.Actor("T0HOME", "U0RITA")
 DATA: Final = {"sql": "UPDATE orders SET state = 'paid' WHERE id = 4711", "user": "v-write-7KQ2", "rows": 1}
@@ -200,6 +201,17 @@ def direct(url: str) -> Iterator[Callable[[], object]]:
         yield append_one
 
 
+def burster(database: Database) -> Callable[[], object]:
+    """Return what appends entries as the recorder of commands does: many in one transaction."""
+    drafts = [audit.Draft("command:run", ACTOR, "BG-1", DATA) for _ in range(BURST)]
+
+    def append() -> None:
+        with database.write() as session:
+            audit.append_all(session, drafts, at=datetime.now(UTC))
+
+    return append
+
+
 class Keeping:
     """The signing of heads, as the bot runs it."""
 
@@ -252,7 +264,8 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
     database = Database(url)
     database.setup()
     append, move, keeping = appender(database), mover(database), Keeping(database, folder)
-    plain, baseline, floor, signed, moved = Times(), Times(), Times(), Times(), Times()
+    append_burst = burster(database)
+    plain, baseline, floor, signed, moved, bursts = Times(), Times(), Times(), Times(), Times(), Times()
     with bare(url) as insert, direct(url) as append_directly:
         for call in (insert, append_directly, append, move):
             Times().run(call, 100)  # for warming up
@@ -265,6 +278,7 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
             with keeping.running():
                 keeping.settle()  # of what the other turns left unsigned: in the bot nothing is ever left
                 signed.run(append, LASTING * times // ROUNDS, keeping.settle)
+                bursts.run(append_burst, times // ROUNDS // BURST, keeping.settle)
             moved.run(move, times // ROUNDS)
         with database.read() as session:
             size = audit.head(session).size
@@ -278,6 +292,10 @@ def appending(name: str, url: str, folder: Path, times: int) -> None:
     say(
         f"    the last of {LASTING * times // ROUNDS} is under a head {statistics.median(waits):.0f} ms later, "
         f"{waits[-1]:.0f} at most"
+    )
+    say(
+        f"  {BURST} in one transaction, with signed head {BURST * bursts.rate:13.0f}/s  p50 {bursts.ms(50):6.3f} ms  "
+        f"p99 {bursts.ms(99):6.3f} ms for all of them"
     )
     say(moved.line("a move through the door, with its entry", baseline))
 
