@@ -54,7 +54,7 @@ SMALL: Final = 1000  # entries of the small log, with which the large one is com
 PROOFS: Final = 1000
 TURNS: Final = 4  # of the verifier and its baseline
 STORY: Final = 20  # entries of one request in the large log
-BURST: Final = 20  # entries in one transaction, as the recorder of commands writes them
+BURST: Final = 10  # entries in one transaction, as the recorder of commands writes them
 BATCH: Final = 2000  # entries in one transaction while the large log is filled: not measured
 ACTOR: Final = audit.Actor("T0HOME", "U0RITA")
 DATA: Final = {"sql": "UPDATE orders SET state = 'paid' WHERE id = 4711", "user": "v-write-7KQ2", "rows": 1}
