@@ -56,7 +56,10 @@ _GONE: Final = "Its body is gone, and nothing in the log says that it was pruned
 _E: Final[Any] = Entry  # its columns, in queries: SQLModel types them as the values
 _P: Final[Any] = Pruned
 _HEAD: Final = select(_E.seq, _E.root).order_by(_E.seq.desc()).limit(1)
-_INTO: Final = "INSERT INTO entry (seq, request_id, event, at, body, leaf_hash, root, peaks) VALUES"
+_KINDS: Final = {"seq": "bigint", "request_id": "text", "event": "text", "at": "timestamptz"} | dict.fromkeys(
+    ("body", "leaf_hash", "root", "peaks"), "bytea"
+)
+_INTO: Final = f"INSERT INTO entry ({', '.join(_KINDS)}) VALUES"
 _INSERT_SQLITE: Final = f"{_INTO} (?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_POSTGRESQL: Final = f"{_INTO} (%s, %s, %s, %s, %s, %s, %s, %s)"
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -213,11 +216,11 @@ def append_all(session: Write, drafts: Sequence[Draft], *, at: datetime) -> list
         peaks = merkle.push(peaks, seq, leaf)
         entries.append(Appended(seq, draft.request_id, draft.event, at, body, leaf, merkle.root(peaks), peaks))
         seq += 1
+    rows: Sequence[tuple[Any, ...]] = entries
     if session.kind == "sqlite":
         stored_at = _sqlite_time(at)
-        session.run_many(_INSERT_SQLITE, [(*entry[:3], stored_at, *entry[4:]) for entry in entries])
-    else:
-        session.run_many(_INSERT_POSTGRESQL, entries)
+        rows = [(*entry[:3], stored_at, *entry[4:]) for entry in entries]
+    session.insert_many("entry", _KINDS, rows)
     session.appended.update(draft.request_id or "" for draft in drafts)
     return entries
 

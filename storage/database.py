@@ -35,7 +35,7 @@ from sqlmodel import Session, SQLModel
 from storage import models, schema  # noqa: F401 - models are the tables that setup() creates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection, ExceptionContext, RootTransaction
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -256,11 +256,11 @@ class Write(Session):
             self._give_up()
             raise
 
-    def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Run one statement for each of the rows, as :meth:`run` does it for one."""
+    def insert_many(self, table: str, columns: Mapping[str, str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert rows in their order, otherwise as :meth:`run`. ``columns``: PostgreSQL's type for each name."""
         self._make_ready()
         try:
-            self._wire.run_many(statement, rows)
+            self._wire.insert_many(table, columns, rows)
         except Exception:
             self._give_up()
             raise
@@ -564,13 +564,18 @@ class _Wire:
             self._raise(error)
         return row
 
-    def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Run one statement for each of the rows. On PostgreSQL all are on their way before the first answer."""
+    def insert_many(self, table: str, columns: Mapping[str, str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert rows in their order."""
+        if not rows:
+            return
+        into = f"INSERT INTO {table} ({', '.join(columns)})"
         try:
             if self._cursor is None:
-                self._driver.executemany(statement, rows).close()
+                self._driver.executemany(f"{into} VALUES ({', '.join('?' * len(columns))})", rows).close()
             else:
-                self._cursor.executemany(statement, rows)
+                # As one statement: on its own each row takes the server twice as long.
+                lists = ", ".join(f"%b::{kind}[]" for kind in columns.values())
+                self._cursor.execute(f"{into} SELECT * FROM unnest({lists})", [*map(list, zip(*rows, strict=True))])
         except self._errors as error:
             self._raise(error)
 

@@ -21,13 +21,11 @@ import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
-
-from sqlmodel import col, select
+from typing import TYPE_CHECKING, Any, Final
 
 from storage.audit import SYSTEM, Draft, append_all, write_time
 from storage.commands import GAP, OTHER_CLOCK, RUN, STOP, STRANGER
-from storage.models import CaptureLine, CaptureSession, CaptureSource, CaptureUse, Payload
+from storage.models import CaptureSession, CaptureSource, CaptureUse, Payload
 from workflows.attribution import Owner, Owners
 from workflows.capture_watch import UP, close, new_use, say_of_source, tell_findings, touch
 from workflows.captures import CAPTURES
@@ -195,9 +193,16 @@ def _lines(capture: Capture, raw: Raw) -> tuple[Line, ...] | None:
 
 
 def _known(session: Session, keys: Sequence[bytes]) -> set[bytes]:
+    """Return which of the keys are kept already. Past SQLAlchemy, which takes longer over the list than the query."""
     if not keys:
         return set()
-    return set(session.exec(select(CaptureLine.key).where(col(CaptureLine.key).in_(keys))))
+    connection = session.connection()
+    values: tuple[Any, ...]
+    if connection.dialect.name == "sqlite":
+        places, values = f"IN ({','.join('?' * len(keys))})", tuple(keys)
+    else:
+        places, values = "= ANY(%s)", (list(keys),)
+    return set(connection.exec_driver_sql(f"SELECT key FROM capture_line WHERE key {places}", values).scalars())
 
 
 # --- telling -------------------------------------------------------------------------------------------------------
@@ -402,8 +407,7 @@ class _Batch:
         self._session.add(kept)
 
     def _keep_keys(self, keys: Mapping[bytes, int | None]) -> None:
-        place = "?" if self._session.kind == "sqlite" else "%s"
-        self._session.run_many(f"INSERT INTO capture_line (key, seq) VALUES ({place}, {place})", list(keys.items()))
+        self._session.insert_many("capture_line", {"key": "bytea", "seq": "bigint"}, list(keys.items()))
 
     def _count_sessions(self, told: Sequence[tuple[_Told, Owner]]) -> None:
         tallies: dict[tuple[str, str], tuple[CaptureSession, _Tally, Actor]] = {}
