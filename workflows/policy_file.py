@@ -20,7 +20,7 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -53,6 +53,7 @@ GROUP: Final = re.compile(r"S[A-Z0-9]{2,20}|@[a-z0-9][a-z0-9._-]{0,79}")
 _VAULT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 _CHANNEL: Final = re.compile(r"[CG][A-Z0-9]{2,20}")
 _DURATION: Final = re.compile(r"(?:([0-9]{1,5})d)?(?:([0-9]{1,5})h)?(?:([0-9]{1,5})m)?(?:([0-9]{1,5})s)?")
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _UNITS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
@@ -125,6 +126,7 @@ class Account:
     thresholds: Mapping[str, Threshold]
     standard_path: str
     levels: Mapping[str, Level]
+    rules_reviewed: date | None = None  # when somebody last asked whether all this still holds; None: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,7 @@ _STR: Final = "tag:yaml.org,2002:str"
 _INT: Final = "tag:yaml.org,2002:int"
 _BOOL: Final = "tag:yaml.org,2002:bool"
 _NULL: Final = "tag:yaml.org,2002:null"
+_DATE: Final = "tag:yaml.org,2002:timestamp"  # what YAML takes a bare 2026-01-31 for
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +423,19 @@ class _Reader:
         self.fail(at, "This must be true or false.")
         return False
 
+    def day(self, at: _At | None) -> date | None:
+        """Read a day, YYYY-MM-DD, with or without quotes."""
+        if at is None:
+            return None
+        node = at.node
+        if isinstance(node, yaml.ScalarNode) and node.tag in {_STR, _DATE} and _DAY.fullmatch(node.value):
+            try:
+                return date.fromisoformat(node.value)
+            except ValueError:
+                pass  # the 31st of February
+        self.fail(at, "Write the day as 2026-01-31.")
+        return None
+
     def _scalar(self, at: _At) -> str:
         node = at.node
         if not isinstance(node, yaml.ScalarNode) or (node.tag not in {_STR, _NULL}):
@@ -467,9 +483,8 @@ class _Reader:
         )
 
     def account(self, name: str, at: _At) -> Account:
-        found = self.mapping(
-            at, ("title", "system", "owner", "custodians", "responders", "thresholds", "standard_path", "levels")
-        )
+        keys = ("title", "system", "owner", "custodians", "responders", "thresholds", "standard_path", "levels")
+        found = self.mapping(at, keys, ("rules_reviewed",))
         custodians = self.names(found.get("custodians"))
         thresholds, levels = {}, {}
         if (below := found.get("thresholds")) is not None:
@@ -494,6 +509,7 @@ class _Reader:
             thresholds=MappingProxyType(thresholds),
             standard_path=self.text_of(found.get("standard_path"), 1000),
             levels=MappingProxyType(levels),
+            rules_reviewed=self.day(found.get("rules_reviewed")),
         )
 
     def level(self, name: str, at: _At, custodians: tuple[str, ...]) -> Level | None:
