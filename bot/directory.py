@@ -15,6 +15,7 @@ Rules
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from concurrent.futures import Future
@@ -41,6 +42,13 @@ _PAGE: Final = 200  # people in one answer of users.list, as Slack recommends
 _PAGES: Final = 5  # users.list may be called 20 times a minute; a larger workspace is asked person by person
 _EVERYBODY: Final = "everybody"
 _GROUPS: Final = "groups"
+# A status that says that somebody is not there: Slack's own for it, and what people write.
+_AWAY_SIGNS: Final = frozenset({":palm_tree:", ":face_with_thermometer:"})
+_AWAY_WORDS: Final = re.compile(
+    r"\b(vacation\w*|(on|public) holidays?|out of( the)? office|ooo|(out|off) sick|sick leave|on( \w+)? leave|"
+    r"(parental|maternity|paternity) leave|away)\b",
+    re.IGNORECASE,
+)
 _NO_SUCH_USER: Final = frozenset({"user_not_found", "user_not_visible", "users_not_found"})
 
 
@@ -285,7 +293,19 @@ class SlackDirectory:
             is_guest=bool(user.get("is_restricted", True)) or bool(user.get("is_ultra_restricted", True)),
             is_deleted=bool(user.get("deleted", True)),
             is_foreign=team != self._team or bool(user.get("is_stranger")),
+            away=_away(profile),
         )
+
+
+def _away(profile: Mapping[str, Any]) -> str | None:
+    """Return why somebody is not there, from the status that they set; None when it does not say so, or is over."""
+    words, sign = str(profile.get("status_text") or ""), str(profile.get("status_emoji") or "")
+    until = profile.get("status_expiration")
+    if isinstance(until, int) and 0 < until <= time.time():
+        return None
+    if sign in _AWAY_SIGNS or _AWAY_WORDS.search(words):
+        return words.strip() or sign.strip(":").replace("_", " ")
+    return None
 
 
 def _unavailable(trouble: TroubleError) -> Unavailable:

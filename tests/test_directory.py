@@ -245,3 +245,28 @@ def test_refreshing_while_slack_is_down_is_harmless(world: _World) -> None:
     world.directory.refresh(("U0CARL", "@on-call"))
     with pytest.raises(Unavailable):
         world.directory.person("U0CARL")
+
+
+@pytest.mark.parametrize(
+    ("status", "away"),
+    [
+        ({}, None),
+        ({"status_text": "In a meeting", "status_emoji": ":spiral_calendar_pad:"}, None),
+        ({"status_text": "Throwaway ideas", "status_emoji": ":bulb:"}, None),
+        ({"status_text": "Vacationing", "status_emoji": ":palm_tree:"}, "Vacationing"),
+        ({"status_text": "", "status_emoji": ":face_with_thermometer:"}, "face with thermometer"),
+        ({"status_text": "OOO until 3 May", "status_emoji": ""}, "OOO until 3 May"),
+        ({"status_text": "On parental leave"}, "On parental leave"),
+        ({"status_text": "Vacationing", "status_emoji": ":palm_tree:", "status_expiration": 1_000_000_000}, None),
+        ({"status_text": "away", "status_expiration": 4_000_000_000}, "away"),
+    ],
+)
+def test_who_says_that_they_are_away_is_away_until_their_status_ends(
+    world: _World, status: dict[str, Any], away: str | None
+) -> None:
+    """A status of Slack's own for it, or its words, counts until its time is over; other statuses do not."""
+    world.driver.change_person("U0CARL", **status)
+    carl = world.directory.person("U0CARL")
+    assert carl is not None
+    assert carl.away == away
+    assert carl.inability() is None

@@ -30,6 +30,9 @@ class Person:
     deleted: bool = False
     team_id: str = ""
     tz: str = "UTC"
+    status_text: str = ""
+    status_emoji: str = ""
+    status_expiration: int = 0  # seconds since 1970; 0: until it is changed
 
 
 @dataclass(frozen=True, slots=True)
