@@ -151,7 +151,7 @@ def _copies(settings: Settings, policy: Policy) -> Iterator[Finding]:
         lacks = "1 entry" if one.entries == 1 else f"{one.entries} entries"
         behind = f"{lacks} behind, the oldest for {say_duration(timedelta(seconds=one.seconds))}"
         sentence = f"Copy {one.name}{required}: {behind if one.entries else 'it has everything'}"
-        said, trouble = _ask(database, one.name, copies[one.name], now)
+        said, trouble = ask_copy(database, one.name, copies[one.name], now)
         if trouble is not None:
             yield Finding(False, f"{sentence}. {trouble}")
         elif one.failures:
@@ -162,7 +162,7 @@ def _copies(settings: Settings, policy: Policy) -> Iterator[Finding]:
             yield Finding(not is_late, f"{sentence}{'; does a bot run?' if is_late else ''}.{said}")
 
 
-def _ask(database: Database, name: str, copy: Copy | Notary, now: datetime) -> tuple[str, str | None]:
+def ask_copy(database: Database, name: str, copy: Copy | Notary, now: datetime) -> tuple[str, str | None]:
     """Ask the place now; returns what it said beyond that it is well (or nothing), and what is wrong with it."""
     try:
         if isinstance(copy, Notary):
@@ -203,11 +203,12 @@ def _slack(settings: Settings, policy: Policy | None) -> Iterator[Finding]:
         reason = error.response.get("error") if isinstance(error, SlackApiError) else error
         yield Finding(False, f"Slack does not accept SLACK_APP_TOKEN for Socket Mode: {reason}.")
     if policy is not None:
-        yield from _channel(client, policy.incident_channel)
+        yield from ask_channel(client, policy.incident_channel)
         yield from _people(SlackDirectory(client, str(me["team_id"])), policy)
 
 
-def _channel(client: WebClient, channel: str) -> Iterator[Finding]:
+def ask_channel(client: WebClient, channel: str) -> Iterator[Finding]:
+    """Whether the bot can post there."""
     try:
         info: Any = client.conversations_info(channel=channel)["channel"]
     except (SlackApiError, OSError) as error:
@@ -284,7 +285,7 @@ def _levels(
         for level in account.levels.values():
             name = f"{account.name}/{level.name}"
             tell = None if database is None else partial(announce, database, account, level, life=_TRY, who=who)
-            found = [_level(vault, name, level, tell), *_target(vault, name, level)]
+            found = [ask_level(vault, name, level, tell), *_target(vault, name, level)]
             yield from found
             if trials is not None and level.control is not None:
                 yield Finding(
@@ -326,8 +327,11 @@ def _limits(vault: Vault, policy: Policy) -> Iterator[Finding]:
         yield Finding(True, f"Vault: the bot is refused in {places} places where it has no business.")
 
 
-def _level(vault: Vault, name: str, level: rules.Level, tell: Callable[[str], None] | None = None) -> Finding:
-    """``tell``: what puts the name of the check's own token on record."""
+def ask_level(vault: Vault, name: str, level: rules.Level, tell: Callable[[str], None] | None = None) -> Finding:
+    """Whether Vault would give a level's credential to a grant's token, and nothing more.
+
+    ``tell``: what puts the name of the check's own token on record.
+    """
     settings = level.settings
     engine = ENGINES[settings.engine]
     allowed = engine.child_rules(settings.options)

@@ -27,6 +27,7 @@ from bot import (
     follower_commands,
     log_commands,
     open_command,
+    ready_command,
     retention_commands,
     show_command,
     vault_commands,
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     approve_command.add(commands)
     open_command.add(commands)
+    ready_command.add(commands, who=_me)
     show_command.add(commands)
     export_command.add(commands, who=_me)
     log_commands.add(commands, who=_me)

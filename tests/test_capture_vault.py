@@ -243,7 +243,7 @@ def test_a_token_that_is_the_credential_is_announced(counter, real, vault):
     levels = [account.levels["read"], replace(account.levels["read"], settings=settings)]
     told: list[str] = []
     for level in levels:
-        check._level(vault, "orders-db/read", level, told.append)
+        check.ask_level(vault, "orders-db/read", level, told.append)
     assert len(told) == 1
     assert told[0].startswith("check-")
 

@@ -125,9 +125,9 @@ def test_a_token_that_may_only_read_is_not_refused(stage, vault):
 def test_the_check_says_it_before_the_night(stage, vault):
     """``breakglass check`` makes and ends a token of the level and says what is wrong with it."""
     level = SimpleNamespace(settings=stage.settings, control=None)
-    assert check._level(vault, "vault/operator", level).is_fine
+    assert check.ask_level(vault, "vault/operator", level).is_fine
     _allow(stage, "auth/token/create", "update")
-    found = check._level(vault, "vault/operator", level)
+    found = check.ask_level(vault, "vault/operator", level)
     assert not found.is_fine
     assert "make other tokens" in found.sentence
 

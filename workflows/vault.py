@@ -485,7 +485,7 @@ class Vault:
         if self._role_id:
             self._log_in(stale=self._token)
         elif self._is_dead(self._token):
-            raise Unavailable("Vault does not accept the bot's token any more: give it a new one.")
+            raise Unavailable("Vault does not accept the bot's token any more: give it a new one.", code="no_login")
 
     def log_out(self) -> None:
         """End the bot's own token, and with it every credential that only looks; a token that was given stays.
@@ -538,7 +538,7 @@ class Vault:
             if self._token and self._token != stale:
                 return self._token
             if not self._role_id:
-                raise Unavailable("Vault does not accept the bot's token any more: give it a new one.")
+                raise Unavailable("Vault does not accept the bot's token any more: give it a new one.", code="no_login")
             answer = self._send(
                 "",
                 "post",
@@ -547,7 +547,8 @@ class Vault:
             )
             if answer.status in {400, 401, 403, 404}:
                 # Unavailable, not refused: whoever operates the bot repairs this, and what was decided waits for it.
-                raise Unavailable("Vault does not accept the bot's role id and secret id: give it new ones.")
+                sentence = "Vault does not accept the bot's role id and secret id: give it new ones."
+                raise Unavailable(sentence, code="no_login")
             must(answer, "log in")
             auth = answer.body.get("auth")
             if not isinstance(auth, dict) or not auth.get("client_token"):
