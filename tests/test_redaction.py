@@ -212,6 +212,25 @@ def test_a_secret_does_not_survive_among_the_words_of_a_command(text, secret):
     assert clean.count >= 1
 
 
+QUOTED = {
+    "plain": lambda line: "COPY t FROM PROGRAM '" + line.replace("'", "''") + "' WITH (FORMAT csv)",
+    "escaped": lambda line: "COPY t FROM PROGRAM E'" + line.replace("\\", "\\\\").replace("'", "\\'") + "'",
+    "dollar": lambda line: f"COPY t TO PROGRAM $x${line}$x$",
+    "without an end": lambda line: "copy t to program\n'" + line.replace("'", "''"),
+    "a setting": lambda line: "ALTER SYSTEM SET archive_command = '" + line.replace("'", "''") + "'",
+}
+
+
+@pytest.mark.parametrize("quoted", QUOTED.values(), ids=QUOTED)
+def test_a_secret_in_a_program_that_the_server_starts_does_not_survive(quoted):
+    """However the command line is quoted in the statement; what was taken out is not found again."""
+    for line, secret in (*SHELL, *ADDRESSES):
+        text = quoted(line)
+        clean = redact(text).text
+        assert secret not in clean
+        assert (redact(clean).text, clean[:12]) == (clean, text[:12])
+
+
 def test_what_stands_around_a_secret_stays():
     """A reader sees whose password was changed, and to where a connection went."""
     assert redact(f"ALTER ROLE bob PASSWORD '{S}' VALID UNTIL '2027'").text == (
@@ -279,6 +298,11 @@ ATTACKS = [
     "set_config('password',",
     "x.y-",
     "?key=",
+    "program '",
+    "program e'\\",
+    "program $a$",
+    "program 'mysql -pa';",
+    "x_command = '",
     " ",
 ]
 

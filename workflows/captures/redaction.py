@@ -14,6 +14,7 @@ Rules
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -177,6 +178,14 @@ _KEYED_CALL: Final = re.compile(
     r"(?ai)\b(?:pgp_sym_(?:en|de)crypt(?:_bytea)?|(?:aes|des)_(?:en|de)crypt|crypt|hmac|(?:en|de)crypt(?:_iv)?|\w{0,60}passw(?:or)?d)"
     r"\s{0,9}\("
 )
+# A command line within a statement: COPY … FROM PROGRAM '…', SET archive_command = '…'. Quoted as PostgreSQL reads it.
+_PROGRAM: Final = re.compile(
+    rf"(?ai)(?:\bprogram|_command{_GAP}(?:=|to\b)){_GAP}"
+    r"(?:e'(?P<escaped>(?:[^'\\]++|''|\\.)*+)|'(?P<plain>(?:[^']++|'')*+)"
+    r"|(?P<tag>\$(?:[A-Z_]\w{0,30})?\$)(?P<dollar>(?:[^$]++|(?!(?P=tag))\$)*+))",
+    re.DOTALL,
+)
+_TWO_FOR_ONE: Final = {"escaped": re.compile(r"''|\\.", re.DOTALL), "plain": re.compile(r"''")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,15 +263,24 @@ def _spans(text: str, depth: int = 0) -> list[Span]:
         while (call := _KEYED_CALL.search(text, at)) is not None:
             within, at = _in_call(text, call.end(), holders)
             spans += within
+    lines: list[Span] = []
+    if "program" in low or "_command" in low:
+        spans += _programs(text, depth, lines)
     if "://" in low:
         spans += _addresses(text)
     for hint in filter(has, _HINTS):
         for rule in _SHAPES[hint]:
             spans += [found.span(1 if rule.groups else 0) for found in rule.finditer(text)]
-    if holders and (found := _PARAMETERS.search(text)):
-        spans += _parameters(text, found, holders)
+    if holders and (parameters := _PARAMETERS.search(text)):
+        spans += _parameters(text, parameters, holders)
     if (has_key and ("-" in low or not _SQL.match(text))) or any(map(has, _PROGRAM_HINTS)):
-        spans += _of_line(text[:_LONGEST_LINE], depth)
+        found = _of_line(text[:_LONGEST_LINE], depth)
+        # What was read as a command line already is not read again with SQL's quotes in it.
+        ends = [end for _, end in lines]
+        for one in found:
+            at = bisect_right(ends, one[0])
+            if at == len(lines) or one[1] <= lines[at][0]:
+                spans.append(one)
     return spans
 
 
@@ -462,6 +480,25 @@ def _parameters(text: str, found: re.Match[str], holders: set[str]) -> Iterator[
             value := _literal(text, one.end())
         ):
             yield value[0]
+
+
+def _programs(text: str, depth: int, lines: list[Span]) -> Iterator[Span]:
+    """Give the secrets in a statement's command lines, read without SQL's quotes, and note where ``lines`` are."""
+    if depth + 1 >= _DEEPEST:
+        return
+    for found in _PROGRAM.finditer(text):
+        kind = found.lastgroup or ""
+        start, end = found.span(kind)
+        line = text[start : min(end, start + _LONGEST_LINE)]
+        bounds = list(range(start, start + len(line) + 1))  # between the characters, and at both ends
+        if kind in _TWO_FOR_ONE:
+            pairs = [one.start() for one in _TWO_FOR_ONE[kind].finditer(line)]
+            line = _TWO_FOR_ONE[kind].sub(lambda one: one[0][1], line)
+            for at in reversed(pairs):
+                del bounds[at + 1]
+        lines.append((start, end))
+        for first, last in (*_spans(line, depth + 1), *_of_line(line, depth + 1)):
+            yield bounds[first], bounds[last]
 
 
 def _addresses(text: str) -> Iterator[Span]:
