@@ -32,7 +32,7 @@ from storage import audit, export, proofs
 from storage.checkpoint import add_signatures, parse, parse_signatures, write_proof
 from storage.models import Anchor, Entry, SignedHead
 from storage.pruning import APPLY
-from storage.reports import controls, documents, page, paper
+from storage.reports import approvers, controls, documents, page, paper
 from storage.reports.ocsf import Mapper
 from storage.reports.story import About, Period, Row, Story, Teller, row_of
 
@@ -179,11 +179,11 @@ class _Bundle:
             self._write_policies(loads)
         self._tree = None  # its memory is wanted for the list of requests
         # 4. What follows from them, to be read.
-        ledger = controls.Ledger()
-        self._write_table(ledger)
+        ledger, answers = controls.Ledger(), approvers.Ledger()
+        self._write_table(ledger, answers)
         rows = self._write_requests(request_ids, about, loads, with_pdf=with_pdf)
         self._write_ocsf(about)
-        self._write_period(rows, about, with_pdf=with_pdf)
+        self._write_period(rows, answers, about, with_pdf=with_pdf)
         self.box.put("controls.csv", controls.table(ledger))
         self.box.put("controls.html", page.controls_page(ledger, about))
         if self._names.known:
@@ -349,11 +349,12 @@ class _Bundle:
                 member.write(self._proof(seq))
                 self._step()
 
-    def _write_table(self, ledger: controls.Ledger) -> None:
+    def _write_table(self, ledger: controls.Ledger, answers: approvers.Ledger) -> None:
         with self.box.member("entries.csv", is_large=self._is_large) as member:
             member.write(export.BOM + export.csv_line(export.COLUMNS[:-3]))
             for row in self._entries():
                 record = _read(row)
+                answers.add(record)
                 if record is None:
                     cells = [str(row.seq), *[""] * (len(export.COLUMNS) - 5), "(the body cannot be read)"]
                 else:
@@ -458,16 +459,17 @@ class _Bundle:
             self._step()
         return teller.story
 
-    def _write_period(self, rows: Sequence[Row], about: About, *, with_pdf: bool) -> None:
+    def _write_period(self, rows: Sequence[Row], answers: approvers.Ledger, about: About, *, with_pdf: bool) -> None:
         if about.is_one_request:
             return
         period = Period(rows, self._count)
+        integrity = answers.finish(about.selection, self._names)
         with self.box.member("population.csv") as member:
             for line in documents.population(rows, self._names):
                 member.write(line)
-        self.box.put("period.html", page.period_page(period, about, self._names, _file))
+        self.box.put("period.html", page.period_page(period, integrity, about, self._names, _file))
         if with_pdf and paper.is_there():
-            self.box.put("period.pdf", paper.period_paper(period, about, self._names))
+            self.box.put("period.pdf", paper.period_paper(period, integrity, about, self._names))
 
 
 def _standing(session: Session, size: int | None) -> _Head | None:

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from storage import audit
 from storage.database import Database
-from storage.reports import controls, page, paper, story, timeline
+from storage.reports import approvers, controls, page, paper, story, timeline
 from workflows import policy as rules
 from workflows.lifecycle import Action
 
@@ -434,7 +434,7 @@ def test_a_paper_is_the_same_twice(log: Database) -> None:
 def test_the_period_on_paper_lists_every_request(log: Database) -> None:
     """Each request with its state; a list that is too long says how many are missing."""
     rows = [story.row_of(told(log, name)) for name in ("BG-7KQ2", "BG-DENY", "BG-LAPS", "BG-EVIL")]
-    text = read(paper.period_paper(story.Period(rows, 24), ABOUT, NAMES))
+    text = read(paper.period_paper(story.Period(rows, 24), approvers.Ledger().finish({}, NAMES), ABOUT, NAMES))
     for words in ("BG-7KQ2", "BG-DENY", "BG-LAPS", "BG-EVIL", "reviewed", "denied", "lapsed", "pending"):
         assert words in text
 

@@ -14,7 +14,7 @@ import html
 import re
 from typing import TYPE_CHECKING, Final
 
-from storage.reports import controls, executed, timeline
+from storage.reports import approvers, controls, executed, timeline
 from storage.reports.story import ENDINGS, OUTCOMES, moment, say, who
 
 if TYPE_CHECKING:
@@ -297,7 +297,9 @@ def _timeline(story: Story) -> str:
 # --- all of them ---------------------------------------------------------------------------------------------------
 
 
-def period_page(period: Period, about: About, names: Names, file: Callable[[str], str]) -> bytes:
+def period_page(
+    period: Period, integrity: approvers.Integrity, about: About, names: Names, file: Callable[[str], str]
+) -> bytes:
     """Return the page of all requests; ``file`` gives the name under which a request's page lies."""
     lead = (
         '<p class="over">Emergency access, all requests</p><h1>Break-glass requests of a period</h1>'
@@ -340,6 +342,7 @@ def period_page(period: Period, about: About, names: Names, file: Callable[[str]
                 else "<p>No review was filed.</p>"
             ),
         ),
+        _section("Integrity of the approvers", _integrity(integrity, names)),
         _section(
             "All requests",
             f"{_scroll('all requests')}<caption>In the order of their first entries.</caption>"
@@ -353,6 +356,53 @@ def period_page(period: Period, about: About, names: Names, file: Callable[[str]
         ),
     ]
     return _page("Break-glass requests of a period", lead, body, about)
+
+
+def _integrity(found: approvers.Integrity, names: Names) -> str:
+    notes = "".join(f"<p><strong>Note:</strong> {_e(limit)}</p>" for limit in found.limits)
+    outliers = found.outliers(names)
+    told = (
+        f"<ul>{''.join(f'<li>{_e(sentence)}</li>' for sentence in outliers)}</ul>"
+        if outliers
+        else f"<p>{_e(found.conclusion())}</p>"
+    )
+    rules = "".join(f"<li>{_e(rule)}</li>" for rule in approvers.RULES)
+    people = [(who(one.person, names), *approvers.counts(one), found.standing(one)) for one in found.custodians]
+    given = [
+        (who(one.person, names), approvers.asker(one.requester, names), f"{one.number} of {one.of}", one.share)
+        for one in found.given
+    ]
+    denials = [
+        (
+            who(one.person, names),
+            f"{one.request}, {approvers.asker(one.requester, names)}",
+            one.reason or "-",
+            _time(one.at),
+            f"#{one.seq}",
+        )
+        for one in found.denials
+    ]
+    refusals = [(who(one.person, names), one.code, str(one.number), str(one.own)) for one in found.refusals]
+    return (
+        f"<p>{_e(approvers.HOW)}</p>{notes}<h3>What stands out</h3>{told}"
+        f"<h3>By these rules</h3><ul>{rules}</ul><h3>Each custodian</h3>"
+        + _rows("Answers of each custodian", ("Custodian", *approvers.HEADS, "What can be said"), people, "was asked")
+        + "<h3>Approvals, to whom</h3>"
+        + _rows("Approvals of each custodian by requester", approvers.GIVEN_HEADS, given, "approved", numbers=(2, 3))
+        + "<h3>Denials and their reasons</h3>"
+        + _rows("Denials, in the order of the log", approvers.DENIAL_HEADS, denials, "denied")
+        + "<h3>Attempts to decide that were refused</h3>"
+        + _rows("Refused attempts by code", approvers.REFUSAL_HEADS, refusals, "was refused", numbers=(2, 3))
+    )
+
+
+def _rows(
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], verb: str, *, numbers: Sequence[int] = ()
+) -> str:
+    if not rows:
+        return f"<p>Nobody {verb} in this selection.</p>"
+    more = f"<p>{approvers.more(len(rows) - approvers.MOST_ROWS)}</p>" if len(rows) > approvers.MOST_ROWS else ""
+    return _table(caption, heads, rows[: approvers.MOST_ROWS], numbers=numbers) + more
 
 
 # --- controls ------------------------------------------------------------------------------------------------------

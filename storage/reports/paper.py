@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from storage.reports import executed, timeline
+from storage.reports import approvers, executed, timeline
 from storage.reports.story import ENDINGS, OUTCOMES, moment, say, who
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def clip(text: str) -> str:
     return text if more <= 0 else f"{text[:_MOST_COMMAND]}… ({more} more characters)"
 
 
-def period_paper(period: Period, about: About, names: Names) -> bytes:
+def period_paper(period: Period, integrity: approvers.Integrity, about: About, names: Names) -> bytes:
     """Return the paper of all requests."""
     sheet = _Sheet("Break-glass requests of a period", about)
     sheet.title("Emergency access, all requests", f"Selection: {about.what()}.")
@@ -227,6 +227,7 @@ def period_paper(period: Period, about: About, names: Names) -> bytes:
     if outcomes := period.outcomes():
         told = [(OUTCOMES.get(outcome, outcome), str(count)) for outcome, count in outcomes.items()]
         sheet.table(("Review", "Requests"), (50, 24), told)
+    _write_integrity(sheet, integrity, names)
     sheet.heading("All requests")
     sheet.table(
         ("Request", "Opened (UTC)", "Account, level", "Requester", "State", "Approved by", "To approve", "Review"),
@@ -254,6 +255,52 @@ def period_paper(period: Period, about: About, names: Names) -> bytes:
     )
     sheet.standing()
     return sheet.bytes()
+
+
+def _write_integrity(sheet: _Sheet, found: approvers.Integrity, names: Names) -> None:
+    sheet.heading("Integrity of the approvers")
+    sheet.text(approvers.HOW)
+    for limit in found.limits:
+        sheet.text(f"Note: {limit}")
+    for sentence in found.outliers(names) or [found.conclusion()]:
+        sheet.text(f"• {sentence}")
+    for rule in approvers.RULES:
+        sheet.small(f"Rule. {rule}")
+    people = [(who(one.person, names), *approvers.counts(one), found.standing(one)) for one in found.custodians]
+    heads = ("Custodian", *approvers.HEADS, "What can be said")
+    _rows(sheet, "Each custodian", heads, (28, 13, 17, 18, 15, 22, 17, 16, 32), people)
+    given = [
+        (who(one.person, names), approvers.asker(one.requester, names), f"{one.number} of {one.of}", one.share)
+        for one in found.given
+    ]
+    _rows(sheet, "Approvals, to whom", approvers.GIVEN_HEADS, (60, 60, 30, 28), given)
+    denials = [
+        (
+            who(one.person, names),
+            f"{one.request}, {approvers.asker(one.requester, names)}",
+            clip(one.reason) or "-",
+            moment(one.at).removesuffix(" UTC"),
+            f"#{one.seq}",
+        )
+        for one in found.denials
+    ]
+    _rows(sheet, "Denials and their reasons", approvers.DENIAL_HEADS, (36, 40, 64, 22, 16), denials)
+    refusals = [(who(one.person, names), one.code, str(one.number), str(one.own)) for one in found.refusals]
+    _rows(sheet, "Attempts to decide that were refused", approvers.REFUSAL_HEADS, (60, 50, 28, 40), refusals)
+
+
+def _rows(
+    sheet: _Sheet, title: str, heads: Sequence[str], widths: Sequence[float], rows: Sequence[Sequence[str]]
+) -> None:
+    if not rows:
+        sheet.text(f"{title}: none.")
+        return
+    if sheet.pdf.get_y() > 250:  # its name stays with its first row
+        sheet.pdf.add_page()
+    sheet.text(f"{title}:")
+    sheet.table(heads, widths, rows[: approvers.MOST_ROWS])
+    if len(rows) > approvers.MOST_ROWS:
+        sheet.text(approvers.more(len(rows) - approvers.MOST_ROWS))
 
 
 def _draw_timeline(sheet: _Sheet, story: Story) -> None:
