@@ -46,7 +46,7 @@ from bot.blockkit import (
 )
 from storage.models import Answer, State
 from workflows.lifecycle import Action, allowed_roles
-from workflows.policy import say_duration
+from workflows.policy import in_force, say_duration
 from workflows.retention import CONFIRM, PROPOSE, REJECT
 from workflows.ssh_keys import fingerprint
 
@@ -464,9 +464,21 @@ def card(case: Case, policy: Policy, *, now: datetime, use: str = "") -> Message
         BUTTONS, [*deciding(case, policy), *_withdrawing(case), *_releasing(case), *_revoking(case), *reviewing(case)]
     )
     row = case.request
-    small = f"Asked {when(row.opened_at)} · every click is on record · rules in force {escape(row.policy_hash[:8])}"
+    small = f"Asked {when(row.opened_at)} · every click is on record · {_rules(case, policy)}"
     ran = [context(f"On record: {use}")] if use else []
     return Message(text, [*blocks, *ran, context(small)])
+
+
+def _rules(case: Case, policy: Policy) -> str:
+    """Say which rules it was opened under, so that a reader finds the policy by the hash that the channel was told.
+
+    The row has one hash over the policy and the custodians asked; which policy that was can be shown for ours alone.
+    """
+    row = case.request
+    both = escape(row.policy_hash[:8])
+    if in_force(policy, row.custodians) == row.policy_hash:
+        return f"policy `{escape(policy.hash[:12])}`, with the custodians asked `{both}`"
+    return f"policy and custodians asked `{both}` (not the rules of now; the log has which)"
 
 
 def ask(case: Case, policy: Policy, *, now: datetime) -> Message:

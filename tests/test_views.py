@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bot import blockkit, modals, views
+from bot import blockkit, entries, modals, views
 from bot.sandbox.answers import mrkdwn_of
 from bot.sandbox.blocks import Surface, check_blocks, check_view
 from storage.audit import Actor, Record
@@ -532,6 +533,31 @@ def _buttons(message):
         if block["type"] == "actions"
         for element in block["elements"]
     }
+
+
+def test_the_card_names_the_policy_as_the_channel_was_told_it():
+    """The hash of the line that a policy came into force stands on the card, and the one that the entries have, too."""
+    case = _case(State.PENDING)
+    case.request.policy_hash = rules.in_force(POLICY, case.request.custodians)
+    told = entries._policy_line(entry("policy:load", {"hash": POLICY.hash}), "", None, "")[0]
+    digest = re.search(r"`([0-9a-f]{12})…`", told)[1]
+    foot = views.card(case, POLICY, now=NOW).blocks[-1]["elements"][0]["text"]
+    assert f"policy `{digest}`, with the custodians asked `{case.request.policy_hash[:8]}`" in foot
+
+
+@pytest.mark.parametrize("changed", ["policy", "custodians"])
+def test_the_card_never_names_a_policy_that_it_was_not_opened_under(changed):
+    """Another policy than now, or a row whose custodians were rewritten: the hash of now's policy is not shown."""
+    case = _case(State.PENDING)
+    case.request.policy_hash = rules.in_force(POLICY, case.request.custodians)
+    now_is = POLICY
+    if changed == "policy":
+        now_is = replace(POLICY, hash="cd" * 32)
+    else:
+        case.request.custodians = ["U0CARL", "U0EVIL"]
+    foot = views.card(case, now_is, now=NOW).blocks[-1]["elements"][0]["text"]
+    assert now_is.hash[:12] not in foot
+    assert f"`{case.request.policy_hash[:8]}` (not the rules of now; the log has which)" in foot
 
 
 @pytest.mark.parametrize("state", list(State))
