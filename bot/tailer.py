@@ -11,6 +11,8 @@ Rules
 * A rotated file is read to its end, and looked at for as long as it is there. A copy (copytruncate) is known by its
   beginning and takes over from the place where the original was.
 * What was destroyed unread is reported as a gap, also where nobody can know whether it held a line.
+* A content is given up only by a list of the folder that was made after the check, and while no file was renamed: else
+  its copy, or its new name, would pass for something new and be read once more. What cannot be told waits for a look.
 * A line without its end waits; when nobody writes to its file any more it is sent as it is.
 * Silence is a heartbeat only while the file itself can be read.
 """
@@ -29,14 +31,14 @@ import secrets
 import stat
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
 from bot.spool import Spool, replace
 from workflows.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -262,32 +264,34 @@ class Tailer:
                 self._open(content, there[content.inode])
         # 1. What was truncated, or is another file with a number that was given again, begins anew. One whose lines are
         # on their way has to be remembered as it is until they have arrived.
-        if any(content.is_committed and self._is_lost(content, there) for content in self._contents):
-            # The copy, or the new name, may have come after the first look into the folder.
+        lost = [content for content in self._contents if self._is_lost(content, there)]
+        is_held = any(not content.is_committed for content in lost)
+        if lost:
+            # Listed after the check, so that a copy that was made before the truncation is there. A list that was made
+            # while files were renamed may lack one; an empty one may be of a folder that is not there now.
             there = self._entries()
+            is_still = bool(there) and _paths(there) == _paths(self._entries())
+            is_held = is_held or not is_still
             for content in self._contents:
                 if content.descriptor < 0 and content.inode in there:
                     self._open(content, there[content.inode])
-        known = {content.inode for content in self._contents if self._is_it(content)}
-        is_held = False
-        for content in list(self._contents):
-            if not self._is_lost(content, there):
-                continue
-            if not content.is_committed:
-                is_held = True
-                continue
-            try:
-                (self._vanished if content.descriptor < 0 else self._truncated)(content, there, known)
-                changed = True
-            except _RenamedError:
-                is_held = True  # the next look finds it under its new name
+            known = {content.inode for content in self._contents if self._is_it(content)}
+            for content in lost if is_still else []:
+                if not content.is_committed or not self._is_lost(content, there):
+                    continue
+                try:
+                    (self._vanished if content.descriptor < 0 else self._truncated)(content, there, known)
+                    changed = True
+                except _RenamedError:
+                    is_held = True  # the next look finds it under its new name
         for content in self._contents:
             if content.descriptor >= 0 and len(content.begun) < _PRINT:
                 # Before it is read, too: a copy of it must not be taken for something new.
                 begun = os.pread(content.descriptor, _PRINT, 0)
-                if begun.startswith(content.begun):
+                if begun != content.begun and begun.startswith(content.begun):
                     content.begun = begun
                     content.know()
+                    changed = True
         # 2. What is new is read from its beginning; what was there before the first look is not.
         current = self._written = self._current(there)
         known = {content.inode for content in self._contents}
@@ -298,17 +302,21 @@ class Tailer:
         )
         for inode in [] if is_held else fresh:
             entry = there[inode]
-            if not self._is_first and (original := self._original(entry)) is not None:
-                if inode != current:
-                    continue
-                # An editor, or who restores a file, puts the same content in the place of the old one.
-                is_gone = original.inode not in there and original.is_committed
-                with contextlib.suppress(_RenamedError):
-                    if is_gone and self._heir(original, {inode: entry}, set()) and self._move(original, entry, set()):
+            try:
+                if not self._is_first and (original := self._original(entry)) is not None:
+                    if inode != current:
+                        continue
+                    # An editor, or who restores a file, puts the same content in the place of the old one.
+                    is_gone = original.inode not in there and original.is_committed
+                    if is_gone and self._heir(original, {inode: entry}, set()):
+                        self._move(original, entry)
                         changed = True
                         continue
-            content = _Content(f"{entry.path}#{secrets.token_hex(4)}", inode, moved=self._clock())
-            if not self._open(content, entry):
+                content = self._begin(entry)
+            except _RenamedError:
+                continue  # the next look finds it
+            except OSError as error:
+                log.warning("%s cannot be opened: %s.", entry.path, error.strerror)
                 continue
             if self._is_first and inode != current:
                 self._skip(content)
@@ -316,9 +324,9 @@ class Tailer:
             changed = True
         self._contents.sort(key=lambda one: one.inode == current)  # it is read last
         self._is_first = False
-        # 3. Which are quiet, and which are gone.
+        # 3. Which are quiet.
         for content in list(self._contents):
-            changed = self._age(content, there, current) or changed
+            changed = self._age(content, current) or changed
         if changed:
             self._save()
         is_missing = current is None or not any(one.inode == current and one.descriptor >= 0 for one in self._contents)
@@ -393,13 +401,21 @@ class Tailer:
             and os.pread(content.descriptor, len(begun), 0) == begun  # also while nothing of it was read
         )
 
+    def _begin(self, entry: _Entry, like: _Content | None = None) -> _Content:
+        """Return a content that is open: a new one, or one that goes on in a copy. Raises :class:`_RenamedError`."""
+        inode = (entry.stat.st_dev, entry.stat.st_ino)
+        content = _Content(f"{entry.path}#{secrets.token_hex(4)}", inode, moved=self._clock())
+        if like is not None:
+            content.name, content.place, content.before = like.name, like.place, like.before
+            content.seen = entry.stat.st_size  # the original may have been longer
+        if not self._open(content, entry):
+            raise _RenamedError
+        return content
+
     def _original(self, entry: _Entry, among: Sequence[_Content] | None = None) -> _Content | None:
         """Return the content that a file begins like: it is a copy, and counts only when the original goes."""
-        try:
-            with entry.path.open("rb") as file:
-                begun = file.read(_PRINT)
-        except OSError:
-            return None
+        with _file(entry) as file:
+            begun = file.read(_PRINT)
         # The second: it is being copied this very moment.
         return next(
             (
@@ -419,65 +435,60 @@ class Tailer:
         for inode, entry in there.items():
             if inode in known or inode == content.inode or entry.stat.st_size < content.place:
                 continue
-            try:
-                with entry.path.open("rb") as file:
-                    what = os.fstat(file.fileno())
-                    if (what.st_dev, what.st_ino) != inode:
-                        raise _RenamedError
-                    if content.is_begun_by(file.read(_PRINT)):
-                        file.seek(content.place - content.before.size)
-                        if content.before.fits(file.read(content.before.size)):
-                            return entry
-            except FileNotFoundError:
-                raise _RenamedError from None
-            except OSError:
-                continue
+            with contextlib.suppress(OSError), _file(entry) as file:
+                if content.is_begun_by(file.read(_PRINT)):
+                    file.seek(content.place - content.before.size)
+                    if content.before.fits(file.read(content.before.size)):
+                        return entry
         return None
 
-    def _move(self, content: _Content, entry: _Entry, known: set[tuple[int, int]]) -> bool:
+    def _move(self, content: _Content, entry: _Entry) -> None:
+        """Go on in a copy. Raises :class:`_RenamedError`; then nothing has changed."""
+        heir = self._begin(entry, content)
         self._shut(content)
-        content.inode, content.is_done = (entry.stat.st_dev, entry.stat.st_ino), False
-        content.part, content.digest, content.moved = bytearray(), None, self._clock()
-        # The original may have been longer, and its beginning known further.
-        content.seen, content.head = entry.stat.st_size, _Print.of(b"")
-        known.add(content.inode)
-        return self._open(content, entry)
+        self._contents[self._contents.index(content)] = heir
 
     def _truncated(self, content: _Content, there: dict[tuple[int, int], _Entry], known: set[tuple[int, int]]) -> None:
-        heir, was_done = self._heir(content, there, known), content.is_done
-        if heir is not None and self._move(content, heir, known):
-            if was_done:
-                return
+        heir = self._heir(content, there, known)
+        if heir is None:
+            why = "truncated or replaced: what was not read until then, if anything, is lost"
+            self._forget(content, why, there, known)
+            return
+        self._move(content, heir)
+        known.add((heir.stat.st_dev, heir.stat.st_ino))
+        if not content.is_done:
             why = "copied, then truncated: what was written between the two, if anything, is lost"
             self._gap(content, why, heir.stat.st_size, None)
-            return
-        self._forget(content, "truncated or replaced: what was not read until then, if anything, is lost", there, known)
 
     def _vanished(self, content: _Content, there: dict[tuple[int, int], _Entry], known: set[tuple[int, int]]) -> None:
         heir = self._heir(content, there, known)
-        if heir is not None and self._move(content, heir, known):
+        if heir is None:
+            self._forget(content, "removed while nobody read it: what had not been read is lost", there, known)
             return
-        self._forget(content, "removed while nobody read it: what had not been read is lost", there, known)
+        self._move(content, heir)
+        known.add((heir.stat.st_dev, heir.stat.st_ino))
 
     def _forget(
         self, content: _Content, why: str, there: dict[tuple[int, int], _Entry], known: set[tuple[int, int]]
     ) -> None:
-        """Follow a content no more; what was not read of it is lost."""
+        """Follow a content no more; what was not read of it is lost. Raises as :meth:`_move` does."""
+        copies = []
+        for inode, entry in there.items():
+            if inode in known or inode == content.inode or entry.stat.st_size >= content.place:
+                continue
+            with contextlib.suppress(OSError):
+                if self._original(entry, (content,)) is not None:
+                    # A copy that was made before the last lines were read: all of it is known.
+                    copies.append(self._begin(entry))
+                    self._skip(copies[-1])
+        known |= {copy.inode for copy in copies}
         self._shut(content)
         self._contents.remove(content)
+        self._contents += copies
         if not content.is_done:
             self._gap(content, why, content.place, content.seen if content.seen > content.place else None)
-        for inode, entry in there.items():
-            is_shorter = inode not in known and inode != content.inode and entry.stat.st_size < content.place
-            if is_shorter and self._original(entry, (content,)) is not None:
-                # A copy that was made before the last lines were read: all of it is known.
-                copy = _Content(f"{entry.path}#{secrets.token_hex(4)}", inode, moved=self._clock())
-                if self._open(copy, entry):
-                    self._skip(copy)
-                    self._contents.append(copy)
-                    known.add(inode)
 
-    def _age(self, content: _Content, there: dict[tuple[int, int], _Entry], current: tuple[int, int] | None) -> bool:
+    def _age(self, content: _Content, current: tuple[int, int] | None) -> bool:
         """Let go of a rotated file that is read and quiet; return whether the state changed."""
         if content.descriptor < 0:
             return False
@@ -490,9 +501,7 @@ class Tailer:
         if content.part:
             return False  # the next read sends it
         self._shut(content)
-        content.is_done = True
-        if content.inode not in there:
-            self._contents.remove(content)
+        content.is_done = True  # if it is gone, the next look sees to its copies
         return True
 
     def _skip(self, content: _Content) -> None:
@@ -521,8 +530,10 @@ class Tailer:
     def _read(self) -> _Batch | None:
         """Return the next lines and gaps; None when there are none."""
         batch = _Batch([_dump({"gap": gap}) for gap in self._gaps], gaps=len(self._gaps))
+        is_new = False
         for content in self._contents:
-            while content.descriptor >= 0 and batch.size < _BATCH:
+            # One whose beginning no look has noted yet is not read: a truncation would be noticed only afterwards.
+            while content.descriptor >= 0 and content.begun and batch.size < _BATCH:
                 # What is known is read along, at once with what is new: a file that was truncated a moment ago would
                 # else be read under the name of what it held before, and then once more under its own.
                 begin, known = content.read - len(content.recent), content.recent
@@ -535,7 +546,14 @@ class Tailer:
                 if not data:
                     self._finish(content, batch)
                     break
+                begun = content.begun
                 self._feed(content, data, batch)
+                if content.begun != begun:
+                    content.know()
+                    is_new = True
+        if is_new:
+            # Before it is sent: what takes its place while nobody follows must not pass for it.
+            self._save()
         return batch if batch.lines else None
 
     def _feed(self, content: _Content, data: bytes, batch: _Batch) -> None:
@@ -657,6 +675,24 @@ class Tailer:
 class _Entry:
     path: Path
     stat: os.stat_result
+
+
+def _paths(there: dict[tuple[int, int], _Entry]) -> dict[tuple[int, int], Path]:
+    return {inode: entry.path for inode, entry in there.items()}
+
+
+@contextlib.contextmanager
+def _file(entry: _Entry) -> Iterator[BinaryIO]:
+    """Open a file of a list. Raises :class:`_RenamedError` when it is not there any more, :class:`OSError`."""
+    try:
+        file = entry.path.open("rb")
+    except FileNotFoundError:
+        raise _RenamedError from None
+    with file:
+        what = os.fstat(file.fileno())
+        if (what.st_dev, what.st_ino) != (entry.stat.st_dev, entry.stat.st_ino):
+            raise _RenamedError
+        yield file
 
 
 def _lock(file: Path) -> int:

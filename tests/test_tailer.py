@@ -599,3 +599,224 @@ def test_crash_of_the_order_a_copy_that_is_renamed_while_it_is_looked_for(follow
     follower.go()
     assert desk.lines == numbered(0, 1)
     assert [gap.first for gap in desk.gaps] == [14]
+
+
+def copytruncate(follower):
+    """Rotate by copying."""
+    copy = follower.file.with_name("pg.log.1")
+    copy.write_bytes(follower.file.read_bytes())
+    os.truncate(follower.file, 0)
+    return copy
+
+
+def settle(follower):
+    """Let some looks pass; what was put off is done by then."""
+    for _ in range(4):
+        follower.go()
+
+
+def test_crash_of_the_order_a_copy_and_a_truncation_while_the_files_are_checked(follower, desk, monkeypatch):
+    """Copied and truncated after the check that made the folder be listed: the copy is not read a second time."""
+    follower.go()
+    checking = Tailer._is_lost
+
+    def late(tailer, content, there):
+        is_lost = checking(tailer, content, there)
+        if not follower.file.with_name("pg.log.1").exists():
+            copytruncate(follower)
+        return is_lost
+
+    monkeypatch.setattr(Tailer, "_is_lost", late)
+    settle(follower)
+    assert desk.lines == numbered(0)
+    assert [gap.first for gap in desk.gaps] == [7]
+
+
+def test_crash_of_the_order_a_copy_that_is_renamed_before_it_is_opened(follower, desk, monkeypatch):
+    """Found, and rotated on before it takes over: it takes over at the next look, and nothing unread is called lost."""
+    follower.go()
+    follower.write("line 1")
+    copy, opening = copytruncate(follower), os.open
+
+    def late(path, *args, **more):
+        if path == copy and copy.exists():
+            copy.rename(copy.with_name("pg.log.2"))
+        return opening(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", late)
+    settle(follower)
+    assert desk.lines == numbered(0, 1)
+    assert [gap.first for gap in desk.gaps] == [14]
+
+
+@pytest.mark.parametrize("moment", ["before it is recognised", "before it is opened"])
+def test_crash_of_the_order_a_short_copy_that_is_renamed_while_its_original_is_given_up(
+    follower, desk, monkeypatch, moment
+):
+    """All of the copy was read as the original: rotated on at that moment, it is nothing new later either."""
+    follower.go()
+    copy, opening, forgetting = follower.file.with_name("pg.log.1"), os.open, Tailer._forget
+    copy.write_bytes(follower.file.read_bytes())
+    follower.write("line 1")
+    follower.go()
+    os.truncate(follower.file, 0)
+
+    def rename():
+        if copy.exists():
+            copy.rename(copy.with_name("pg.log.2"))
+
+    def late_forget(*args):
+        rename()
+        return forgetting(*args)
+
+    def late_open(path, *args, **more):
+        if path == copy:
+            rename()
+        return opening(path, *args, **more)
+
+    if moment == "before it is opened":
+        monkeypatch.setattr(os, "open", late_open)
+    else:
+        monkeypatch.setattr(Tailer, "_forget", late_forget)
+    settle(follower)
+    assert desk.lines == numbered(0, 1)
+    assert [gap.first for gap in desk.gaps] == [14]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_crash_of_the_order_a_file_that_is_renamed_while_each_list_is_made(follower, desk, monkeypatch, is_restarted):
+    """Two rotations hide it from two lists in a row: it is not gone, so it is no gap, and not read again."""
+    follower.go()
+    follower.file.rename(follower.file.with_name("pg.log.1"))
+    follower.write("line 1")
+    follower.go()
+    if is_restarted:
+        follower.start()
+    else:
+        follower.go(120)  # it is read, and closed
+    listing, ages = os.listdir, iter((1, 2))
+
+    def late(folder):
+        names = listing(folder)
+        if age := next(ages, None):
+            follower.file.with_name(f"pg.log.{age}").rename(follower.file.with_name(f"pg.log.{age + 1}"))
+        return names
+
+    monkeypatch.setattr(os, "listdir", late)
+    settle(follower)
+    assert desk.lines == numbered(0, 1)
+    assert desk.gaps == []
+
+
+def test_crash_a_folder_that_is_away_for_a_while(tmp_path, port, desk):
+    """Not mounted yet, say: nobody can know what became of its files, so none is a gap, and none is read again."""
+    (tmp_path / "log").mkdir()
+    follower = Follower(tmp_path, port, name="log/pg.log")
+    follower.write("line 0")
+    follower.start().go()
+    follower.file.rename(follower.file.with_name("pg.log.1"))
+    follower.write("line 1")
+    settle(follower)
+    (tmp_path / "log").rename(tmp_path / "away")
+    follower.start()
+    settle(follower)
+    (tmp_path / "away").rename(tmp_path / "log")
+    settle(follower)
+    assert desk.lines == numbered(0, 1)
+    assert desk.gaps == []
+    follower.tailer.close()
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_file_that_is_copied_and_removed(follower, desk, after):
+    """Its copy is nothing new, whether it is whole or shorter than what was read, also when the file is let go of."""
+    follower.go()
+    copy = follower.file.with_name("pg.log.1")
+    copy.write_bytes(follower.file.read_bytes())
+    follower.write(*(f"line {number}" for number in range(1, after + 1)))
+    follower.go()
+    follower.file.unlink()
+    follower.write("line 2")
+    follower.go()
+    follower.go(120)
+    settle(follower)
+    assert desk.lines == numbered(*range(after + 1), 2)
+    assert desk.gaps == []
+
+
+def test_crash_of_the_order_a_rotation_as_a_quiet_file_is_let_go_of(follower, desk, monkeypatch):
+    """Renamed while the list is made by which it is let go of: it is not read again under its new name."""
+    follower.go()
+    old = follower.file.with_name("pg.log.1")
+    follower.file.rename(old)
+    follower.write("line 1")
+    follower.go()
+    listing = os.listdir
+
+    def late(folder):
+        names = listing(folder)
+        if old.exists():
+            old.rename(old.with_name("pg.log.2"))
+        return names
+
+    monkeypatch.setattr(os, "listdir", late)
+    follower.go(120)
+    settle(follower)
+    assert desk.lines == numbered(0, 1)
+    assert desk.gaps == []
+
+
+@pytest.mark.parametrize("moment", ["_look", "_read"])
+def test_crash_before_the_first_lines_of_a_file_are_noted_then_it_is_truncated(follower, desk, monkeypatch, moment):
+    """Sent, not yet noted, killed, rotated by copying: the new lines do not pass for the old, nor the old for new."""
+    follower.file.unlink()
+    follower.file.touch()
+    follower.go()
+    if moment == "_read":
+        follower.write("line ", end="")
+    desk.lines.clear()
+    desk.loses_answers = True
+    doing = getattr(Tailer, moment)
+
+    def late(tailer):
+        if b"\n" not in follower.file.read_bytes():
+            follower.write("line 1" if moment == "_look" else "1")
+        return doing(tailer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tailer, moment, late)
+        follower.go()
+    assert desk.lines == numbered(1)
+    desk.loses_answers = False
+    copytruncate(follower)
+    follower.write("line 2")
+    follower.start()
+    settle(follower)
+    assert desk.lines == numbered(1, 2)
+
+
+def test_crash_of_the_order_an_empty_file_that_is_written_and_truncated_before_it_is_read(follower, desk, monkeypatch):
+    """Its beginning was never noted: what it holds then is not read under its name, and once more as something new."""
+    follower.file.unlink()
+    follower.file.touch()
+    follower.go()
+    desk.lines.clear()
+    ageing, reading = Tailer._age, Tailer._read
+    news = iter(("line lost, and longer",))
+
+    def late_age(tailer, *args):
+        if text := next(news, None):
+            follower.write(text)
+        return ageing(tailer, *args)
+
+    def late_read(tailer):
+        if b"lost" in follower.file.read_bytes():
+            os.truncate(follower.file, 0)
+            follower.write("line 1")
+        return reading(tailer)
+
+    monkeypatch.setattr(Tailer, "_age", late_age)
+    monkeypatch.setattr(Tailer, "_read", late_read)
+    settle(follower)
+    assert desk.lines == numbered(1)
+    assert [gap.first for gap in desk.gaps] == [0]
