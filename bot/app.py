@@ -29,12 +29,14 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, RateLimitErrorRetryHandler
 
 from bot import listeners
+from bot.daily import DailyLook
 from bot.directory import SlackDirectory
 from bot.ingest import Ingest
 from bot.metrics import Metrics
 from bot.metrics import read as read_metrics
+from bot.ready_command import gather
 from bot.thread import ThreadFollower
-from storage.audit import Damaged
+from storage.audit import SYSTEM, Damaged
 from storage.database import Database, DatabaseDown
 from storage.export import export
 from storage.followers import CopyRunner, CopyTrouble, RequiredCopies, build_copies
@@ -43,6 +45,7 @@ from workflows import policy as rules
 from workflows import sweep
 from workflows.desk import Desk
 from workflows.errors import BreakGlassError, Unavailable
+from workflows.readiness import judge
 from workflows.reconcile import Reconciler
 from workflows.recorder import Recorder
 from workflows.signing import open_keyring
@@ -149,6 +152,7 @@ class Bot:
         metrics: Metrics | None,
         ingest: Ingest | None,
         reconciler: Reconciler,
+        daily: DailyLook,
         courtesy: Courtesy,
         now: Callable[[], datetime],
     ) -> None:
@@ -160,6 +164,7 @@ class Bot:
         self.metrics = metrics
         self.ingest = ingest
         self.reconciler = reconciler
+        self.daily = daily
         self._now = now
         self._handler = Listening(app, settings, courtesy)
         self._clock = BackgroundScheduler(timezone=UTC)
@@ -171,6 +176,9 @@ class Bot:
         self._clock.add_job(
             self._reconcile, "interval", seconds=5, max_instances=1, coalesce=True, misfire_grace_time=None
         )
+
+        # It asks a row, too, and does something once a day.
+        self._clock.add_job(self._look, "interval", seconds=60, max_instances=1, coalesce=True, misfire_grace_time=None)
 
     def start(self) -> None:
         """Start the clock and the followers, then listen. Returns when the socket is open."""
@@ -239,6 +247,12 @@ class Bot:
             log.warning("not reconciled this time: %s", error.sentence)
         except Exception:
             log.exception("the reconciliation failed; the next one is in a minute")
+
+    def _look(self) -> None:
+        try:
+            self.daily.tick(now=self._now())
+        except Exception:
+            log.exception("it was not seen whether every account could be opened; the next look is in minutes")
 
 
 def utc_now() -> datetime:
@@ -327,6 +341,9 @@ def build(
         metrics=metrics,
         ingest=ingest,
         reconciler=Reconciler(desk),
+        daily=DailyLook(
+            database, lambda at: judge(policy, gather(settings, policy, now=at, who=SYSTEM, database=database))
+        ),
         courtesy=courtesy,
         now=now,
     )

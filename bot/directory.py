@@ -293,19 +293,17 @@ class SlackDirectory:
             is_guest=bool(user.get("is_restricted", True)) or bool(user.get("is_ultra_restricted", True)),
             is_deleted=bool(user.get("deleted", True)),
             is_foreign=team != self._team or bool(user.get("is_stranger")),
-            away=_away(profile),
+            is_away=_is_away(profile),
         )
 
 
-def _away(profile: Mapping[str, Any]) -> str | None:
-    """Return why somebody is not there, from the status that they set; None when it does not say so, or is over."""
+def _is_away(profile: Mapping[str, Any]) -> bool:
+    """Say whether somebody is not there, by the status that they set, until it is over. Why is nobody's business."""
     words, sign = str(profile.get("status_text") or ""), str(profile.get("status_emoji") or "")
     until = profile.get("status_expiration")
     if isinstance(until, int) and 0 < until <= time.time():
-        return None
-    if sign in _AWAY_SIGNS or _AWAY_WORDS.search(words):
-        return words.strip() or sign.strip(":").replace("_", " ")
-    return None
+        return False
+    return sign in _AWAY_SIGNS or _AWAY_WORDS.search(words) is not None
 
 
 def _unavailable(trouble: TroubleError) -> Unavailable:

@@ -22,6 +22,7 @@ from storage import commands as told
 from storage.models import Outcome, State
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
+from workflows.readiness import FAIL as READY
 from workflows.reconcile import ALARM, CLEAR
 from workflows.reconcile import Kind as Alarmed
 from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT, Fate
@@ -538,6 +539,26 @@ def _policy_line(record: Record, _who: str, _case: Case | None, _name: str) -> W
     return f"*The policy* `{digest}…` is in force from now on.", []
 
 
+def _ready_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    """Say which accounts could not be opened, to their owners, with the first reasons."""
+    data = record.data
+    accounts = [one for one in _listed(data, "accounts") if isinstance(one, dict)]
+    count = max(_number(data, "count"), len(accounts))
+    said = []
+    for one in accounts[:_MOST_NAMES]:
+        found = [found for found in _listed(one, "findings") if isinstance(found, dict)]
+        whys = []
+        for each in found[:2]:
+            level = f"level {plain(str(each['level']), 40)}: " if each.get("level") else ""
+            whys.append(escape(f"{level}{plain(str(each.get('sentence', '')), 180)}", 250))
+        name = escape(plain(str(one.get("account", "")), 40), 50)
+        known = "not known" if one.get("verdict") == "unknown" else "red"
+        said.append(f"*{name}* ({mention(str(one.get('owner', '')))}): {known}. {' '.join(whys)}")
+    more = f" … and {count - len(said)} more." if count > len(said) else ""
+    head = f"*{plural(count, 'account')} {'is' if count == 1 else 'are'} not ready*, should it be needed now."
+    return f"{head} {' '.join(said)}{more} `breakglass ready` says everything.", []
+
+
 def _trial_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
     data = record.data
     level = escape(f"{data.get('account', '')}/{data.get('level', '')}", 100)
@@ -596,6 +617,7 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         APPLY: _apply_line,
         ALARM: _stray_line,
         CLEAR: _clear_line,
+        READY: _ready_line,
         TRY: _trial_line,
         TRIED: _trial_line,
         SEEN: lambda r, _w, _c, _p: (f"{_source(r.data)} has recorded what the trial did.", []),

@@ -112,20 +112,23 @@ def _as_json(found: Sequence[Readiness], now: datetime, code: int) -> str:
 # --- asking --------------------------------------------------------------------------------------------------------
 
 
-def gather(settings: Settings, policy: Policy, *, now: datetime, who: Actor) -> Facts:
-    """Ask Slack, the database, the copies, Vault and the targets. Raises nothing of its own but OtherVersion."""
+def gather(settings: Settings, policy: Policy, *, now: datetime, who: Actor, database: Database | None = None) -> Facts:
+    """Ask Slack, the database (of a bot: its own), the copies, Vault and the targets. Raises nothing of its own."""
     general: list[Finding] = []
     roster = _slack(settings, policy, general)
+    is_ours = database is None
     try:
-        database = Database(settings.database_url)
-        database.setup()
+        if database is None:
+            database = Database(settings.database_url)
+            database.setup()
         silent = _database(database, policy, general, now)
     except (DatabaseDown, ValueError) as error:
         general.append(Finding(Severity.UNKNOWN, Code.DATABASE, f"{error} Look at BREAKGLASS_DATABASE_URL."))
         return Facts(now, roster, None, None, None, tuple(general))
     copies = _copies(settings, policy, database, general, now)
     levels = _vault(settings, policy, database, general, who)
-    database.close()
+    if is_ours:
+        database.close()
     return Facts(now, roster, levels, silent, copies, tuple(general))
 
 

@@ -138,6 +138,7 @@ def test_every_move_of_the_table_is_valid(move: Move) -> None:
         ("log:rotate", None, 1008, 5),
         ("log:alarm", None, 2004, 1),
         ("copy:behind", None, 2004, 1),
+        ("ready:fail", None, 2004, 1),
         ("command:stranger", None, 2004, 1),
         ("command:stop", "BG-7KQ2", 2004, 1),
         ("command:find", "BG-7KQ2", 2004, 1),

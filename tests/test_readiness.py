@@ -63,7 +63,7 @@ class World:
     def away(self, *people: str) -> None:
         """Let them say that they are away."""
         for user_id in people:
-            self.person(user_id, away="Vacationing")
+            self.person(user_id, is_away=True)
 
     def facts(self) -> Facts:
         """Return what would be learnt."""
@@ -180,7 +180,7 @@ DEFECTS: dict[str, tuple[Callable[[World], object], set[tuple[Severity, Code, st
     "exactly the quorum since others are away": (
         lambda w: w.away("U0DORA", "U0EVAN"),
         {(WARN, Code.NO_SPARE, "write")},
-        "of 4 2 are not away (Dora (U0DORA, “Vacationing”); Evan (U0EVAN, “Vacationing”)): none to spare, when Carl",
+        "of 4 only 2 are not away (Dora (U0DORA), Evan (U0EVAN) are): none to spare, when Carl",
     ),
     "fewer than the quorum since others are away": (
         lambda w: w.away("U0CHEN", "U0CORA", "U0DORA", "U0EVAN"),

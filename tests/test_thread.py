@@ -450,6 +450,19 @@ def test_security_is_called_when_the_log_or_a_copy_of_it_fails(world: _World, ev
     assert text.count(f"<!subteam^{world.directory.group_id('@security')}>") == 1
 
 
+def test_an_account_that_is_not_ready_is_told_to_its_owner(world: _World) -> None:
+    """The daily look's entry stands in the incident channel, with the owner called, and security not."""
+    findings = [{"code": "too_few", "level": "write", "sentence": "Only one <!here> can act."}]
+    told = {"account": "orders-db", "owner": CORA, "verdict": "red", "findings": findings}
+    world.desk.record("ready:fail", SYSTEM, {"count": 1, "accounts": [told]}, now=world.now())
+    world.settle()
+    world.assert_lines(world.of(world.history(), ""), world.log(""))
+    text = world.history()[0]["text"]
+    assert f"<@{CORA}>" in text
+    assert "can act" in text
+    assert "<!" not in text
+
+
 def test_custodians_are_called_when_nobody_answers(world: _World) -> None:
     """At half the time the thread calls the custodians by name."""
     row = world.open()

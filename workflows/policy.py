@@ -102,7 +102,7 @@ class Person:
     is_guest: bool
     is_deleted: bool
     is_foreign: bool
-    away: str | None = None  # why they are not there, in their own words; no right hangs on it (``readiness.py``)
+    is_away: bool = False  # they say so themselves; no right hangs on it (``readiness.py``)
 
     def inability(self) -> str | None:
         """Return why this person can hold no role ("is a guest"), or None."""

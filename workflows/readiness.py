@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from workflows.policy import Account, Directory, Level, Policy, Verdict
 
+FAIL: Final = "ready:fail"  # an account could not be opened when it was looked at
+
 MOST_RESPONDERS: Final = 50  # looked up one by one; a group of responders may be the whole company
 REVIEW_EVERY: Final = timedelta(days=365)
 _MOST_NAMES: Final = 5
@@ -193,7 +195,7 @@ class _Short:
 
 def _quorums(policy: Policy, account: Account, roster: Roster) -> Iterator[Finding]:
     able = [who for who in roster.resolve(account.responders) if roster.able(who)]
-    here = [who for who in able if roster.people[who].away is None]
+    here = [who for who in able if not roster.people[who].is_away]
     if not here:
         whom = "all who may ask are away" if able else "nobody who may ask exists and is active"
         sentence = f"Nobody could ask: {whom}. Name more responders in the policy."
@@ -227,7 +229,7 @@ def _shortages(roster: Roster, level: Level, seen: Verdict, left: Verdict) -> It
     """Say what a responder lacks: ``seen`` is what the form would tell them, ``left`` if it knew who is away."""
     quorum, have, there = level.quorum, len(seen.custodians), len(left.custodians)
     away = [user_id for user_id in seen.custodians if user_id not in left.custodians]
-    why = f" ({'; '.join(_name(roster, one, away=True) for one in away[:_MOST_NAMES])})" if away else ""
+    why = f" ({', '.join(_name(roster, one) for one in away[:_MOST_NAMES])} {'is' if len(away) == 1 else 'are'})"
     if have < quorum:
         sentence = f"it needs {quorum} custodians, and only {have} can act"
         yield _Short(Severity.RED, Code.TOO_FEW, sentence)
@@ -235,14 +237,14 @@ def _shortages(roster: Roster, level: Level, seen: Verdict, left: Verdict) -> It
         sentence = f"it needs {quorum} custodians, and of {have} only {there} are not away{why}"
         yield _Short(Severity.RED, Code.AWAY, sentence)
     elif there == quorum:
-        rest = f"of {have} {there} are not away{why}" if away else f"there are {there}"
+        rest = f"of {have} only {there} are not away{why}" if away else f"there are {there}"
         yield _Short(Severity.WARN, Code.NO_SPARE, f"it needs {quorum} custodians, and {rest}: none to spare")
     if any(one.code == "no_reviewer" for one in seen.unmet):
         yield _Short(Severity.RED, Code.NO_REVIEWER, "nobody could review it who neither asks nor must approve")
 
 
 def _without_the_away(roster: Roster) -> Roster:
-    people = {user_id: person for user_id, person in roster.people.items() if person.away is None}
+    people = {user_id: person for user_id, person in roster.people.items() if not person.is_away}
     return Roster(MappingProxyType(people), roster.groups)
 
 
@@ -251,12 +253,9 @@ def _names(roster: Roster, people: Sequence[str]) -> str:
     return " or ".join(_name(roster, user_id) for user_id in people[:_MOST_NAMES]) + more
 
 
-def _name(roster: Roster, user_id: str, *, away: bool = False) -> str:
+def _name(roster: Roster, user_id: str) -> str:
     person = roster.people.get(user_id)
-    if person is None:
-        return user_id
-    said = f", “{person.away[:60]}”" if away and person.away else ""
-    return f"{person.name} ({user_id}{said})"
+    return user_id if person is None else f"{person.name} ({user_id})"
 
 
 # --- Vault, targets, records, copies ---------------------------------------------------------------------------------

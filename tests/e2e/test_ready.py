@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 
 import pytest
 
 from bot import cli
+from bot.app import build
+from bot.daily import FIRST
 from bot.sandbox.driver import Driver, wait_for
+from bot.settings import from_environment
+from storage.audit import read_entries
 
 SECONDS = 60.0  # a bound for a busy machine
 
@@ -69,7 +74,7 @@ def test_people_who_left_or_are_away_are_found(ask, demo):
         driver.change_person("U0OLGA", status_text="Back on Monday", status_emoji=":palm_tree:")
         code, verdict, said = ask()
         assert (code, verdict) == (1, "red")
-        assert "away: it needs 2 custodians, and of 2 only 1 are not away (Olga Petrov (U0OLGA, “Back on Mon" in said
+        assert "away: it needs 2 custodians, and of 2 only 1 are not away (Olga Petrov (U0OLGA) is)" in said
     finally:
         driver.change_person("U0CHEN", deleted=False)
         driver.change_person("U0OLGA", status_text="", status_emoji="")
@@ -98,6 +103,24 @@ def test_a_database_that_no_bot_serves_is_red(ask, tmp_path):
     code, verdict, said = ask()
     assert (code, verdict) == (1, "red")
     assert "bot: No bot runs on this database (none ever has)" in said
+
+
+def test_the_bot_looks_once_a_day_and_writes_what_is_red(ask, tmp_path):
+    """The bot's own look asks what the command asks, and its entry has what is red, not the warnings."""
+    ask.monkeypatch.setenv("BREAKGLASS_DATABASE_URL", f"sqlite:///{tmp_path / 'new.db'}")
+    ask.change("token_role: breakglass-orders-db-read", "token_role: no-such-role")
+    ask.change("outside/", "not-mounted/")
+    bot = build(from_environment(os.environ))
+    try:
+        now = datetime.now(UTC)
+        assert [bot.daily.tick(now=at) for at in (now, now + FIRST, now + FIRST)] == [False, True, False]
+        with bot.desk.database.read() as session:
+            (entry,) = [record for record in read_entries(session) if record.event == "ready:fail"]
+        (account,) = entry.data["accounts"]
+        assert (account["account"], account["verdict"]) == ("orders-db", "red")
+        assert {finding["code"] for finding in account["findings"]} == {"bot", "vault", "copy"}
+    finally:
+        bot.desk.database.close()
 
 
 @pytest.mark.parametrize(
