@@ -46,6 +46,12 @@ _KEY_HINTS: Final = ("pass", "secret", "token", "key", "pwd", "pw", "psk", "mast
 _GAP: Final = r"(?:\s{1,40}|/\*[^*]{0,200}\*/|--[^\n]{0,200}\n){0,4}"
 _CLOSERS: Final = re.compile(r"[\\\"'`\])}]{0,4}(?:::\w{1,20})?")
 _ASSIGN: Final = re.compile(rf"{_GAP}(?::=|=>|={{1,2}}|!=|<>|:(?!:)|to\b){_GAP}", re.IGNORECASE)
+_COMPARED: Final = re.compile(
+    rf"(?ai){_GAP}(?:(?:not\s{{1,9}})?(?:i?like|similar\s{{1,9}}to|in)\b|is\s{{1,9}}(?:not\s{{1,9}})?distinct\s{{1,9}}from\b|!?~\*?){_GAP}"
+)
+_DECLARED: Final = re.compile(
+    r"(?ai)\s{1,9}[a-z]\w{0,20}(?:\s?\(\d{1,5}\))?\s{1,9}(?:not\s{1,9}null\s{1,9})?(?::=|=|default\b)\s{0,9}"
+)
 _BESIDE: Final = re.compile(rf"(?!\s*\Z){_GAP}\(?\s{{0,10}}")
 _COMMA: Final = re.compile(r"\s{0,10},\s{0,10}(?:to_jsonb?\(\s{0,10})?")
 _TAKES_PAIRS: Final = re.compile(
@@ -174,18 +180,34 @@ _INSERT: Final = re.compile(
     r"\s{0,20}(?:overriding\s{1,9}(?:user|system)\s{1,9}value\s{1,9})?(values?|select)\b"
 )
 _SET_ROW: Final = re.compile(r"(?ai)\bset\s{0,9}\(([^()]{1,4000})\)\s{0,9}=\s{0,9}(values|row)?(?=\s{0,9}\()")
+_ROW_IS: Final = re.compile(r"(?ai)\(([^()]{1,4000})\)\s{0,9}(?:=|in\s{0,9}\()\s{0,9}(values|row)?(?=\s{0,9}\()")
+_WITH: Final = re.compile(
+    r"(?ai)\(([^()]{1,4000})\)\s{1,9}as\s{1,9}(?:(?:not\s{1,9})?materialized\s{1,9})?\(\s{0,9}(values|select)\b"
+)
+_BEFORE: Final = re.compile(
+    r"(?ai)'((?:[^']|''){1,200}+)'\s{0,9}(?:::\w{1,30}\s{0,9})?(?:\bas\b|=|<>|!=)\s{0,9}[\"`]?([\w.]{1,100})"
+)
+_FORMAT: Final = re.compile(r"(?ai)\bformat\s{0,9}\(\s{0,9}(?=[e'$])")
+_FILLED: Final = re.compile(r"[\s=:'\"]{0,9}%")
+_IN_PARENTHESES: Final = re.compile(r"(?ai)\(\s{0,9}(?:[en]?'|\$|(?:select|cast|case)\b)")
+_CALLS: Final = ("crypt", "pass", "hmac", "login", "authenticate", "sign", "credentials")
 _KEYED_CALL: Final = re.compile(
-    r"(?ai)\b(?:pgp_sym_(?:en|de)crypt(?:_bytea)?|(?:aes|des)_(?:en|de)crypt|crypt|hmac|(?:en|de)crypt(?:_iv)?|\w{0,60}passw(?:or)?d)"
+    r"(?ai)\b(?:(?:\w{0,60}_)?pass|login|authenticate|sign|create_aws_credentials"
+    r"|pgp_sym_(?:en|de)crypt(?:_bytea)?|(?:aes|des)_(?:en|de)crypt|crypt|hmac|(?:en|de)crypt(?:_iv)?|\w{0,60}passw(?:or)?d)"
     r"\s{0,9}\("
 )
 # A command line within a statement: COPY … FROM PROGRAM '…', SET archive_command = '…'. Quoted as PostgreSQL reads it.
 _PROGRAM: Final = re.compile(
     rf"(?ai)(?:\bprogram|_command{_GAP}(?:=|to\b)){_GAP}"
-    r"(?:e'(?P<escaped>(?:[^'\\]++|''|\\.)*+)|'(?P<plain>(?:[^']++|'')*+)"
+    r"(?:''(?P<doubled>(?:[^']++|'{4})++)''|e'(?P<escaped>(?:[^'\\]++|''|\\.)*+)|'(?P<plain>(?:[^']++|'')*+)"
     r"|(?P<tag>\$(?:[A-Z_]\w{0,30})?\$)(?P<dollar>(?:[^$]++|(?!(?P=tag))\$)*+))",
     re.DOTALL,
 )
-_TWO_FOR_ONE: Final = {"escaped": re.compile(r"''|\\.", re.DOTALL), "plain": re.compile(r"''")}
+_MORE_FOR_ONE: Final = {
+    "escaped": re.compile(r"''|\\.", re.DOTALL),
+    "plain": re.compile(r"''"),
+    "doubled": re.compile(r"'{4}"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +275,15 @@ def _spans(text: str, depth: int = 0) -> list[Span]:
     has_key = any(map(has, _KEY_HINTS))
     if has_key:
         spans += _keyed(text, holders)
-        for word, rule in (("into", _INSERT), ("set", _SET_ROW)):
+        for word, rule in (("into", _INSERT), ("set", _SET_ROW), ("(", _ROW_IS), ("with", _WITH)):
             if word in low:
                 spans += _inserted(text, rule, holders)
+        spans += [found.span(1) for found in _BEFORE.finditer(text) if _is_secret_name(found[2])]
+        if "format" in low:
+            spans += _formatted(text, holders)
     if "identified" in low:
         spans += _identified(text)
-    if "crypt" in low or "password" in low or "hmac" in low:
+    if any(map(has, _CALLS)):
         at = 0
         while (call := _KEYED_CALL.search(text, at)) is not None:
             within, at = _in_call(text, call.end(), holders)
@@ -353,6 +378,11 @@ def _keyed(text: str, holders: set[str]) -> Iterator[Span]:
         if (sep := _ASSIGN.match(text, after)) is not None:
             spans, at = _assigned(text, sep, is_sql=is_sql, holders=holders)
             yield from spans
+        elif (sep := _COMPARED.match(text, after) or _DECLARED.match(text, after)) is not None:
+            is_list = text.startswith("(", sep.end())
+            spans, end = _in_call(text, sep.end() + 1, holders) if is_list else _literals(text, sep.end())
+            at = max(at, end if spans or is_list else at)
+            yield from spans
         elif is_quoted and (comma := _COMMA.match(text, after)) is not None:
             if _TAKES_PAIRS.search(text[max(0, key.start() - 200) : key.start()]):
                 spans, at = _literals(text, comma.end())
@@ -372,6 +402,8 @@ def _assigned(text: str, sep: re.Match[str], *, is_sql: bool, holders: set[str])
         return [span for span in spans if not _is_variable(text, span)], end
     if (call := _CALL.match(text, at)) is not None and text[at : call.end() - 1].strip().lower() not in {"in", "any"}:
         return _in_call(text, call.end(), holders)
+    if is_sql and _IN_PARENTHESES.match(text, at) is not None:
+        return _in_call(text, at + 1, holders)
     bare = _BARE.match(text, at)
     if bare is None or text.startswith(MARK, at):
         return [], at
@@ -403,6 +435,20 @@ def _inserted(text: str, rule: re.Pattern[str], holders: set[str]) -> Iterator[S
         places = {number for number, name in enumerate(columns) if _is_secret_name(name)}
         if places:
             spans, at = _values(text, at, places, holders, is_select=(found[2] or "").lower() == "select")
+            yield from spans
+
+
+def _formatted(text: str, holders: set[str]) -> Iterator[Span]:
+    """Give what format() puts behind a word for a secret: ``format('… PASSWORD %L', …, 'it')``."""
+    at = 0
+    while (found := _FORMAT.search(text, at)) is not None:
+        at = found.end()
+        one = _literal(text, at)
+        if one is None:
+            continue
+        at = one[1]
+        if any(_FILLED.match(text, key.end()) for key in _KEY.finditer(text, *one[0])):
+            spans, at = _in_call(text, at, holders)
             yield from spans
 
 
@@ -491,11 +537,11 @@ def _programs(text: str, depth: int, lines: list[Span]) -> Iterator[Span]:
         start, end = found.span(kind)
         line = text[start : min(end, start + _LONGEST_LINE)]
         bounds = list(range(start, start + len(line) + 1))  # between the characters, and at both ends
-        if kind in _TWO_FOR_ONE:
-            pairs = [one.start() for one in _TWO_FOR_ONE[kind].finditer(line)]
-            line = _TWO_FOR_ONE[kind].sub(lambda one: one[0][1], line)
-            for at in reversed(pairs):
-                del bounds[at + 1]
+        if kind in _MORE_FOR_ONE:
+            several = [one.span() for one in _MORE_FOR_ONE[kind].finditer(line)]
+            line = _MORE_FOR_ONE[kind].sub(lambda one: one[0][1], line)
+            for at, to in reversed(several):
+                del bounds[at + 1 : to]
         lines.append((start, end))
         for first, last in (*_spans(line, depth + 1), *_of_line(line, depth + 1)):
             yield bounds[first], bounds[last]
