@@ -402,7 +402,7 @@ def _assigned(text: str, sep: re.Match[str], *, is_sql: bool, holders: set[str])
         return [span for span in spans if not _is_variable(text, span)], end
     if (call := _CALL.match(text, at)) is not None and text[at : call.end() - 1].strip().lower() not in {"in", "any"}:
         return _in_call(text, call.end(), holders)
-    if is_sql and _IN_PARENTHESES.match(text, at) is not None:
+    if _IN_PARENTHESES.match(text, at) is not None:
         return _in_call(text, at + 1, holders)
     bare = _BARE.match(text, at)
     if bare is None or text.startswith(MARK, at):
