@@ -787,7 +787,7 @@ def level_of(house):
 
 def test_check_says_that_it_is_held_and_the_bot_is_refused_where_it_has_no_business(house):
     """In a sound set-up check says whose keys the level takes, leaves nothing, and the bot may authorise nothing."""
-    found = checking._level(house.vault(), "orders-db/write", level_of(house))
+    found = checking.ask_level(house.vault(), "orders-db/write", level_of(house))
     assert found.is_fine, found.sentence
     assert "only when its custodians authorise it with keys of their own" in found.sentence
     assert list(breaches(house.vault(), levels_of(house.policy), log_key_of(house.policy))) == []
@@ -806,7 +806,7 @@ def test_a_level_whose_control_group_was_taken_away_gives_nothing_and_check_find
         counter.issue(intent, now=counter.now)
     assert counter.events(row)[-1] == "credential:abandon"
     assert house.leases() == frozenset()
-    found = checking._level(house.vault(), "orders-db/write", level_of(house))
+    found = checking.ask_level(house.vault(), "orders-db/write", level_of(house))
     assert not found.is_fine
     assert "without asking" in found.sentence
     states = {one.write.path: one.state for one in compare(house.operator, plan_of(house.policy))}
@@ -832,11 +832,11 @@ def test_a_token_role_without_its_few_uses_is_found(house, lax):
     role = house.bao.call("GET", path)["data"]
     assert role["token_num_uses"] == 3
     house.bao.call("POST", path, {"token_num_uses": 0})
-    found = checking._level(house.vault(), "orders-db/write", level_of(house))
+    found = checking.ask_level(house.vault(), "orders-db/write", level_of(house))
     assert not found.is_fine
     assert "3 is right" in found.sentence
     assert house.apply() == [path]
-    assert checking._level(house.vault(), "orders-db/write", level_of(house)).is_fine
+    assert checking.ask_level(house.vault(), "orders-db/write", level_of(house)).is_fine
 
 
 def test_an_operator_is_told_who_is_missing_in_the_group_and_that_the_bot_must_not_be_in_it(house):

@@ -8,7 +8,7 @@ Rules
 -----
 * All the while somebody looks at Vault and at the target with an administrator's rights: each live lease and each login
   must be explained by the bot's records, or it is unknown; how long at the most is in the table.
-* The suite takes each victim and each moment twice; ``KILL_MATRIX=all`` takes every victim at every moment.
+* The suite takes each victim and each moment once; ``KILL_MATRIX=all`` takes every victim at every moment.
 """
 
 from __future__ import annotations
@@ -246,14 +246,10 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 def chosen() -> list[Case]:
-    """Return every case, or each moment with two victims and each victim at two moments."""
+    """Return every case, or each moment with one victim and each victim at one moment."""
     if os.environ.get("KILL_MATRIX") == "all":
         return [Case(moment, victims) for victims in VICTIMS for moment in MOMENTS]
-    return [
-        Case(moment, VICTIMS[(number + step) % len(VICTIMS)])
-        for step in (0, 3)
-        for number, moment in enumerate(MOMENTS)
-    ]
+    return [Case(moment, VICTIMS[number % len(VICTIMS)]) for number, moment in enumerate(MOMENTS)]
 
 
 def test_whatever_dies_and_whenever_every_grant_ends(parts: Demo, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,16 +281,16 @@ def test_whatever_dies_and_whenever_every_grant_ends(parts: Demo, capsys: pytest
     assert len(table) == len(chosen())
 
 
-def test_the_suite_takes_each_victim_and_each_moment_twice() -> None:
+def test_the_suite_takes_each_victim_and_each_moment() -> None:
     """What is left out of the suite is no victim and no moment, only some of their pairs."""
     some = [(number, victims) for number in range(len(MOMENTS)) for victims in VICTIMS]
     assert len(some) == 49
     taken = [(case.moment, case.victims) for case in chosen()]
     assert len(set(taken)) == len(taken)
     for moment in MOMENTS:
-        assert len([1 for one, _ in taken if one == moment]) >= 2
+        assert len([1 for one, _ in taken if one == moment]) >= 1
     for victims in VICTIMS:
-        assert len([1 for _, one in taken if one == victims]) >= 2
+        assert len([1 for _, one in taken if one == victims]) >= 1
 
 
 def test_a_credential_made_past_the_bot_does_not_stay(parts: Demo) -> None:
