@@ -23,7 +23,7 @@ from sqlalchemy import and_, func, or_
 from sqlmodel import col, delete, select, update
 
 from storage.audit import write_time
-from storage.holder import is_dead
+from storage.holder import is_held
 from storage.models import Entry, Feed, Post, Request
 
 if TYPE_CHECKING:
@@ -136,12 +136,7 @@ class Cursors:
             feed = session.get(Feed, self._key(unit))
             if feed is None:
                 feed = Feed(follower=self._name + unit.part, request_id=unit.request_id, seq=-1)
-            elif (
-                feed.holder not in (None, self._holder)
-                and feed.held_until is not None
-                and feed.held_until > now
-                and not is_dead(feed.holder or "")
-            ):
+            elif feed.holder != self._holder and is_held(feed, now):
                 return None
             feed.holder, feed.held_until = self._holder, now + self._hold
             session.add(feed)

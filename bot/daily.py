@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from storage.audit import SYSTEM, append
-from storage.holder import is_dead, new_holder
+from storage.holder import is_held, new_holder
 from storage.models import Feed
 from workflows.readiness import FAIL, Severity
 
@@ -87,10 +87,7 @@ class DailyLook:
 
 
 def _is_due(row: Feed, now: datetime) -> bool:
-    is_held = row.holder is not None and row.held_until is not None and row.held_until > now
-    if is_held and not is_dead(row.holder or ""):
-        return False
-    return row.retry_at is None or row.retry_at <= now
+    return not is_held(row, now) and (row.retry_at is None or row.retry_at <= now)
 
 
 def _data(wrong: Sequence[Readiness]) -> dict[str, JSON]:

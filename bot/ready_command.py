@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from storage.audit import write_time
 from storage.database import Database, DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, build_copies, lags
-from storage.holder import is_dead
+from storage.holder import is_held
 from storage.models import Feed
 from workflows import policy as rules
 from workflows import readiness
@@ -166,7 +166,7 @@ def _database(
     with database.read() as session:
         row = session.get(Feed, CLAIM)
         silent = {name: silent_since(session, source, now) for name, source in policy.captures.items()}
-    is_at_work = row is not None and row.holder and row.held_until and row.held_until > now and not is_dead(row.holder)
+    is_at_work = row is not None and is_held(row, now)
     since = None if row is None or row.retry_at is None else now - row.retry_at
     if not is_at_work and (since is None or since > _ROUND):
         told = "none ever has" if since is None else f"none has looked at Vault for {say_duration(since)}"

@@ -56,10 +56,11 @@ _GONE: Final = "Its body is gone, and nothing in the log says that it was pruned
 _E: Final[Any] = Entry  # its columns, in queries: SQLModel types them as the values
 _P: Final[Any] = Pruned
 _HEAD: Final = select(_E.seq, _E.root).order_by(_E.seq.desc()).limit(1)
-_KINDS: Final = {"seq": "bigint", "request_id": "text", "event": "text", "at": "timestamptz"} | dict.fromkeys(
+# PostgreSQL's type of each column that an append fills.
+_TYPES: Final = {"seq": "bigint", "request_id": "text", "event": "text", "at": "timestamptz"} | dict.fromkeys(
     ("body", "leaf_hash", "root", "peaks"), "bytea"
 )
-_INTO: Final = f"INSERT INTO entry ({', '.join(_KINDS)}) VALUES"
+_INTO: Final = f"INSERT INTO entry ({', '.join(_TYPES)}) VALUES"
 _INSERT_SQLITE: Final = f"{_INTO} (?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_POSTGRESQL: Final = f"{_INTO} (%s, %s, %s, %s, %s, %s, %s, %s)"
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -220,7 +221,7 @@ def append_all(session: Write, drafts: Sequence[Draft], *, at: datetime) -> list
     if session.kind == "sqlite":
         stored_at = _sqlite_time(at)
         rows = [(*entry[:3], stored_at, *entry[4:]) for entry in entries]
-    session.insert_many("entry", _KINDS, rows)
+    session.insert_many("entry", _TYPES, rows)
     session.appended.update(draft.request_id or "" for draft in drafts)
     return entries
 

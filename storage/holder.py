@@ -13,7 +13,12 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from storage.models import Feed
 
 _PROC: Final = Path("/proc")
 
@@ -22,6 +27,13 @@ def new_holder() -> str:
     """Return a name for a holder: who it is on this machine, where the machine can say, and a random part."""
     here, pid = _here(), os.getpid()
     return f"{here}/{pid}/{_started(pid) if here else ''}/{secrets.token_hex(4)}"
+
+
+def is_held(row: Feed, now: datetime) -> bool:
+    """Say whether somebody holds the claim: its time is not over, and its holder is not certainly dead."""
+    if row.holder is None or row.held_until is None:
+        return False
+    return row.held_until > now and not is_dead(row.holder)
 
 
 def is_dead(holder: str) -> bool:

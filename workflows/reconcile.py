@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlmodel import col, select
 
 from storage.audit import SYSTEM, append, parse, read_entries
-from storage.holder import is_dead, new_holder
+from storage.holder import is_held, new_holder
 from storage.models import Alarm, Entry, Feed, Grant, Request, State
 from workflows.door import database_errors
 from workflows.engines import ENGINES
@@ -459,10 +459,7 @@ def _is_free(row: Feed | None, now: datetime) -> bool:
     """Whether a round is due and nobody makes it."""
     if row is None:
         return True
-    is_held = row.holder is not None and row.held_until is not None and row.held_until > now
-    if is_held and not is_dead(row.holder or ""):
-        return False
-    return row.retry_at is None or row.retry_at <= now
+    return not is_held(row, now) and (row.retry_at is None or row.retry_at <= now)
 
 
 def _name(entry: Entry) -> str:

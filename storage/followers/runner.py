@@ -31,7 +31,7 @@ from storage import proofs
 from storage.audit import SYSTEM, Damaged, append
 from storage.database import DatabaseDown
 from storage.followers.seam import Copy, CopyTrouble, Item, Notary
-from storage.holder import is_dead, new_holder
+from storage.holder import is_held, new_holder
 from storage.models import Anchor, Entry, Feed, SignedHead
 
 if TYPE_CHECKING:
@@ -301,8 +301,7 @@ class CopyRunner:
         now = self._now()
         with self._database.write() as session:
             feed = session.get(Feed, (name, ALL)) or Feed(follower=name, request_id=ALL, seq=-1)
-            is_held = feed.holder not in (None, self._holder) and feed.held_until is not None and feed.held_until > now
-            if is_held and not is_dead(feed.holder or ""):
+            if feed.holder != self._holder and is_held(feed, now):
                 self._met.discard(name)  # whoever holds it brings other entries; compare again when it is ours
                 return False
             feed.holder, feed.held_until = self._holder, now + self._hold
