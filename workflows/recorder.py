@@ -11,6 +11,8 @@ Rules
 * Lines about nobody leave no trace. That they came is the source's heartbeat, and so is an empty batch.
 * All reading and judging happens before the writer's lock is taken, and the lock is given back between two portions:
   a flood of statements does not hold up who presses Revoke.
+* While a portion is written, the next one is read: of a flood the database's time and ours pass side by side. They are
+  written one after the other, in their order.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
@@ -38,6 +41,7 @@ from workflows.trial import SEEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from datetime import datetime
 
     from sqlmodel import Session
@@ -111,6 +115,20 @@ class _Told:
     trial: str | None = None  # the rehearsal of a level that did it
 
 
+@dataclass(frozen=True, slots=True)
+class _Portion:
+    """Some lines of a batch that were read and judged, each by its key."""
+
+    reads: dict[bytes, _Read]
+    told: list[_Told]
+    unread: list[_Read]
+    ours: set[bytes]
+    gaps: dict[bytes, Gap]
+    known: set[bytes]
+    doubled: int  # lines that stand in it twice
+    is_wanted: bool  # there is something to write down, if only that the source was heard of
+
+
 class Recorder:
     """Takes in what the sources send. Safe to share by threads, and by several bots on one database."""
 
@@ -128,13 +146,22 @@ class Recorder:
         rules = policy.captures.get(source)
         if rules is None:
             raise Invalid("The policy names no such source of commands.", code="unknown_source")
-        known = 0
-        for at in range(0, max(len(lines), 1), _AT_ONCE):
-            known += self._take(policy, rules, lines[at : at + _AT_ONCE], now)
+        portions = [lines[at : at + _AT_ONCE] for at in range(0, max(len(lines), 1), _AT_ONCE)]
+        if len(portions) == 1:
+            known = self._write(rules, self._read(policy, rules, lines, now), now)
+        else:
+            known = 0
+            with ThreadPoolExecutor(1, thread_name_prefix="recorder") as writer:
+                written: Future[int] | None = None
+                for portion in portions:
+                    read = self._read(policy, rules, portion, now)
+                    known += written.result() if written else 0
+                    written = writer.submit(self._write, rules, read, now)
+                known += written.result() if written else 0
         return Taken(len(lines) - known, known)
 
-    def _take(self, policy: Policy, rules: SourceRules, portion: Sequence[Raw | Gap], now: datetime) -> int:
-        """Record a portion; return how many of it were known."""
+    def _read(self, policy: Policy, rules: SourceRules, portion: Sequence[Raw | Gap], now: datetime) -> _Portion:
+        """Read and judge a portion."""
         capture = CAPTURES[rules.kind]
         gaps = {_key(rules.name, gap.file, f"{gap.first} {gap.last}", gap.why.encode()): gap for gap in _gaps(portion)}
         reads: dict[bytes, _Read] = {}
@@ -155,17 +182,23 @@ class Recorder:
         gaps = {key: gap for key, gap in gaps.items() if key not in known}
         doubled = len(portion) - len(reads) - len(gaps)
         is_fresh = heard is not None and heard.seen_at is not None and now - heard.seen_at < _HEARTBEAT
-        if ours or gaps or not is_fresh or (heard is not None and heard.down_since is not None):
+        is_wanted = bool(ours or gaps) or not is_fresh or (heard is not None and heard.down_since is not None)
+        return _Portion(reads, told, unread, ours, gaps, known, doubled, is_wanted)
+
+    def _write(self, rules: SourceRules, portion: _Portion, now: datetime) -> int:
+        """Record a portion that was read; return how many of it were known."""
+        known = portion.known
+        if portion.is_wanted:
             with database_errors(), self.database.write() as session:
                 batch = _Batch(session, rules, now)
                 batch.hear()
-                # Another bot may have been quicker, with the same lines.
-                raced = _known(session, (*ours, *gaps))
-                batch.record([one for one in told if one.read.key not in raced])
-                batch.record_unreadable([read for read in unread if read.key not in raced])
-                batch.record_gaps({key: gap for key, gap in gaps.items() if key not in raced})
+                # Another bot may have been quicker, with the same lines; or the portion before, with a doubled one.
+                raced = _known(session, (*portion.ours, *portion.gaps))
+                batch.record([one for one in portion.told if one.read.key not in raced])
+                batch.record_unreadable([read for read in portion.unread if read.key not in raced])
+                batch.record_gaps({key: gap for key, gap in portion.gaps.items() if key not in raced})
                 known |= raced
-        return doubled + sum(key in known for key in reads)
+        return portion.doubled + sum(key in known for key in portion.reads)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
