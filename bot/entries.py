@@ -159,6 +159,11 @@ def _escalate_line(record: Record, _who: str, _case: Case | None, _name: str) ->
     return "Still not enough answers; half of the waiting time is over.", []
 
 
+def _nudge_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    count = len(_listed(record.data, "people"))  # no names: they get a message of their own
+    return f"Asked again, in direct messages: {plural(count, 'custodian')} who had not answered.", []
+
+
 def _reveal_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
     number, old = _number(record.data, "credential"), record.data.get("replaces")
     if old:
@@ -578,6 +583,7 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.WITHDRAW: lambda _r, who, _c, _p: (f"{who} withdrew the request.", []),
         Action.LAPSE: _lapse_line,
         Action.ESCALATE: _escalate_line,
+        Action.NUDGE: _nudge_line,
         Action.REVEAL: _reveal_line,
         Action.HOLD: _hold_line,
         Action.OPENED: _token_line,

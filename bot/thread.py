@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from bot import commands, views
+from bot import asked, commands, views
 from bot.batches import Batch, has_only_commands, next_batch, owed_file
 from bot.calls import (
     DELETED,
@@ -384,6 +384,9 @@ class ThreadFollower:
         posts = self._cursors.posts(claim.unit.request_id)
         is_all = True
         letters = self._letters(case)
+        with self._database.read() as session:
+            besides = list(asked.letters(session, case, posts))
+        letters += [self._letter(case, key, who, is_wanted=is_due, more=more) for key, who, more, is_due in besides]
         try:
             letters += self._reviews(case, posts)
         except Unavailable as error:
@@ -916,6 +919,8 @@ _PICTURES: Final[Mapping[str, Callable[..., views.Message]]] = {
     "ask": views.ask,
     "handover": views.handover,
     "warning": views.warning,
+    asked.NUDGE: asked.nudge,
+    asked.SETTLED: asked.settled,
     "review": views.review_ask,
     "remind": views.review_ask,
 }

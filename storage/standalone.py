@@ -690,6 +690,7 @@ MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
     (None, "request:open"): ("pending", "responder"),
     ("pending", "request:approve"): ("pending", "custodian"),
     ("pending", "request:escalate"): ("pending", "system"),
+    ("pending", "request:nudge"): ("pending", "system"),
     ("pending", "request:quorum"): ("approved", "system"),
     ("pending", "request:deny"): ("denied", "custodian"),
     ("pending", "request:withdraw"): ("withdrawn", "requester"),

@@ -69,7 +69,7 @@ def test_nobody_answers(counter):
     counter.pass_time(minutes=8)
     sweep.tick(counter, now=counter.now)
     assert counter.fresh(row).state is State.LAPSED
-    assert counter.events(row) == ["request:open", "request:escalate", "request:lapse"]
+    assert counter.events(row) == ["request:open", "request:nudge", "request:escalate", "request:lapse"]
 
 
 def test_a_custodian_says_no(counter):

@@ -21,6 +21,7 @@ from sqlmodel import col, select
 
 from storage import commands
 from storage.models import Answer, Decision, Outcome, Request, Review, State
+from workflows import nudging
 from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
 from workflows.engines import ENGINES
@@ -256,7 +257,7 @@ class Desk(Issuer):
                     opened_at=now,
                     state_at=now,
                     lapse_at=now + level.answer_within,
-                    due_at=now + level.answer_within / 2,
+                    due_at=min(now + level.answer_within / 2, now + nudging.FIRST),
                 )
                 session.add(row)
                 session.flush()
@@ -586,7 +587,14 @@ class Desk(Issuer):
         waited = int((now - row.state_at).total_seconds())
         match turn.state:
             case State.PENDING if not lapsed:
-                turn.move(Action.ESCALATE, data={"lapse_at": row.lapse_at}, due_at=row.lapse_at)
+                nudging.nudge(turn)
+                half = row.lapse_at and row.opened_at + (row.lapse_at - row.opened_at) / 2
+                if half and nudging.has_been(turn.session, row.id, Action.ESCALATE):
+                    half = row.lapse_at
+                elif half and half <= now:
+                    turn.move(Action.ESCALATE, data={"lapse_at": row.lapse_at})
+                    half = row.lapse_at
+                turn.look_again(nudging.earliest(row, half, now))
             case State.PENDING:
                 turn.move(Action.LAPSE, data={"waited_seconds": waited}, due_at=None)
             case State.ACTIVE if expired:

@@ -40,6 +40,7 @@ class Action(StrEnum):
     WITHDRAW = "request:withdraw"
     LAPSE = "request:lapse"
     ESCALATE = "request:escalate"
+    NUDGE = "request:nudge"
     REVEAL = "credential:reveal"
     HOLD = "credential:hold"
     OPENED = "credential:token"
@@ -100,6 +101,8 @@ TRANSITIONS: Final = _rows(
     (None, _A.OPEN, _S.PENDING, (Role.RESPONDER,)),
     (_S.PENDING, _A.APPROVE, _S.PENDING, (Role.CUSTODIAN,)),
     (_S.PENDING, _A.ESCALATE, _S.PENDING, _BOT),
+    # Whoever was asked and has not answered is asked again.
+    (_S.PENDING, _A.NUDGE, _S.PENDING, _BOT),
     (_S.PENDING, _A.QUORUM, _S.APPROVED, _BOT),
     (_S.PENDING, _A.DENY, _S.DENIED, (Role.CUSTODIAN,)),
     (_S.PENDING, _A.WITHDRAW, _S.WITHDRAWN, (Role.REQUESTER,)),

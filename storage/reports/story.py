@@ -555,6 +555,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "request:withdraw": _plain("Withdrew the request."),
     "request:lapse": _lapse_sentence,
     "request:escalate": _escalate_sentence,
+    "request:nudge": _plain("Those who had not answered were asked again."),
     closing.EVENT: _close_sentence,
     "credential:reveal": _reveal_sentence,
     "credential:hold": _plain("The credential waits until the copies of the log outside have what led to it."),

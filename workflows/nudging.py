@@ -1,0 +1,86 @@
+"""Who is asked again, and when?
+
+Whoever was asked and has not answered is nudged 2, 4, 8 … minutes after the opening, until it is settled.
+
+Rules
+-----
+* A step is made once: it is a move through the door, and its number is the count of those before it in the log.
+* Steps that went by while the bot was down are one step: nobody gets four nudges at once.
+* Who has answered is left in peace, and so is the requester.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlmodel import col, select
+
+from storage.audit import parse
+from storage.models import Entry
+from workflows.lifecycle import Action
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from sqlmodel import Session
+
+    from storage.models import Decision, Request
+    from workflows.door import Turn
+
+FIRST: Final = timedelta(minutes=2)  # after the opening; each next one takes twice as long
+
+
+def step_after(row: Request, at: datetime) -> datetime | None:
+    """Return when those who have not answered are nudged next after ``at``; None: not before it lapses."""
+    span = FIRST
+    while row.opened_at + span <= at:
+        span *= 2
+    due = row.opened_at + span
+    return due if row.lapse_at is None or due < row.lapse_at else None
+
+
+def earliest(row: Request, other: datetime | None, now: datetime) -> datetime | None:
+    """Return when the clock must look next: for the next nudge, or for what else is due at ``other``."""
+    return min((due for due in (step_after(row, now), other) if due is not None), default=None)
+
+
+def silent(row: Request, decisions: Iterable[Decision]) -> list[str]:
+    """Return who was asked and has said nothing, in the order in which they were asked."""
+    done = {decision.person for decision in decisions} | {row.requester}
+    return [person for person in row.custodians if person not in done]
+
+
+def nudge(turn: Turn) -> None:
+    """Make the step that is due, if one is."""
+    row, now = turn.row, turn.now
+    last = made(turn.session, row.id)
+    since = last[-1][0] if last else row.opened_at
+    due = step_after(row, since)
+    if due is None or due > now:
+        return
+    people = silent(row, turn.decisions())
+    if people:
+        turn.move(Action.NUDGE, data={"number": len(last) + 1, "people": people, "lapse_at": row.lapse_at})
+
+
+def made(session: Session, request_id: str) -> list[tuple[datetime, list[str]]]:
+    """Return the steps that were made: when, and who was nudged."""
+    query = select(Entry).where(Entry.request_id == request_id, Entry.event == Action.NUDGE).order_by(col(Entry.seq))
+    return [(entry.at, _people(entry.body)) for entry in session.exec(query)]
+
+
+def has_been(session: Session, request_id: str, action: Action) -> bool:
+    """Whether the bot has made a move of its own on this request before."""
+    query = select(Entry.seq).where(Entry.request_id == request_id, Entry.event == action).limit(1)
+    return session.exec(query).first() is not None
+
+
+def _people(body: bytes | None) -> list[str]:
+    """Return who stands in an entry; of one that cannot be read, nobody: it is found by other means."""
+    try:
+        listed: Any = parse(body or b"").data.get("people")
+    except ValueError:
+        return []
+    return [str(person) for person in listed] if isinstance(listed, list) else []
