@@ -2565,10 +2565,13 @@ class _Others:
         import multiprocessing  # noqa: PLC0415 - most files are small
 
         try:
-            context: Any = multiprocessing.get_context(_start_method())
+            method = _start_method()
+            context: Any = multiprocessing.get_context(method)
             for span in zip(self._bounds, self._bounds[1:]):  # noqa: B905
                 ours, theirs = context.Pipe()
-                words = (self._path, span, self._asked, theirs, self._rules)
+                # A fork has our ends, too, and with them open it would wait for ever when we are gone.
+                spare = [ours, *(pipe for _, pipe in self._running)] if method == "fork" else []
+                words = (self._path, span, self._asked, [theirs, *spare], self._rules)
                 process = context.Process(target=_work, args=words, daemon=True)
                 self._running.append((process, ours))
                 process.start()
@@ -2582,7 +2585,7 @@ class _Others:
         for process, pipe in self._running:
             pipe.close()
             if process.pid is not None:
-                process.terminate()
+                process.kill()  # a fork has the handlers of whatever program this is in: it may outlive SIGTERM
                 process.join()
 
     def told(self) -> Iterator[Told]:
@@ -2611,9 +2614,12 @@ class _Others:
             raise _Alone from None
 
 
-def _work(path: Path, span: tuple[int, int], asked: Asked, pipe: Any, rules: bool) -> None:  # noqa: ANN401, FBT001
-    """Judge a span in a process of its own; None is sent when not all is well."""
+def _work(path: Path, span: tuple[int, int], asked: Asked, pipes: Sequence[Any], rules: bool) -> None:  # noqa: FBT001
+    """Judge a span in a process of its own; None is sent when not all is well. Of ``pipes`` only the first is its."""
     gc.disable()
+    pipe, *others = pipes
+    for other in others:
+        other.close()
     told: Told | None = None
     replay = _SpanReplay(is_first=False) if rules else None
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -381,6 +383,41 @@ def test_crash_of_another_process_costs_only_time(tmp_path, monkeypatch, small_b
         assert standalone.verify(file, processes=3) == expected
     monkeypatch.setattr(standalone, "_start_method", lambda: "no such way")
     assert standalone.verify(file, processes=3) == expected
+
+
+def test_processes_end_in_a_program_that_does_not_end_at_sigterm(tmp_path, small_blocks) -> None:
+    """A fork has the handlers of the program around it, such as the bot's: the verifier does not wait for it."""
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(written(encoded(made())))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert standalone.verify(file, processes=3) == carefully(file)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert multiprocessing.active_children() == []
+
+
+def test_crash_of_the_first_process_leaves_no_other_behind(tmp_path) -> None:
+    """Killed while the others wait for its question: each sees that nobody is there any more."""
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(written(encoded(made(1, 40))))
+    (tmp_path / "drive.py").write_text(
+        "import multiprocessing, os, signal, sys\n"
+        "from storage import standalone\n"
+        "def asked(*_):\n"
+        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "standalone._Others.cases = asked\n"
+        "standalone.verify(standalone.Path(sys.argv[1]), processes=4)\n",
+        encoding="utf-8",
+    )
+    begun = [sys.executable, "drive.py", str(file)]
+    root = str(FILE.parent.parent)
+    with subprocess.Popen(begun, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE) as first:
+        # The pipe ends when the last one that has it has ended.
+        told, _ = first.communicate(timeout=60)
+    assert first.returncode == -signal.SIGKILL
+    assert len(told.split()) == 3
 
 
 def test_other_processes_can_be_started_without_a_fork(tmp_path) -> None:
