@@ -595,6 +595,11 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.INTERCEPT: _intercept_line,
         Action.WARN: _warn_line,
         Action.RELEASE: lambda _r, who, _c, _p: (f"{who} is *done*; the access is being taken back.", []),
+        Action.DRILL_REVEAL: lambda _r, _w, _c, _p: (
+            "The bot is opening the credential, as its requester would; nobody sees it.",
+            [],
+        ),
+        Action.DRILL_DONE: lambda _r, _w, _c, _p: ("The drill's access is being taken back.", []),
         Action.REVOKE: lambda _r, who, _c, _p: (f"{who} *revoked* the access; it is being taken back.", []),
         Action.EXPIRE: lambda _r, _w, _c, _p: ("*The time is over*; the access is being taken back.", []),
         Action.LOSE: _lost_line,

@@ -198,7 +198,7 @@ class _Wish:
 def read_wish(words: Sequence[str], account: Account) -> _Wish:
     """Read ``[level] [duration] [reason…]``; what is neither level nor duration begins the reason."""
     rest = list(words)
-    level = rest.pop(0).lower() if rest and rest[0].lower() in account.levels else None
+    level = rest.pop(0).lower() if rest and rest[0].lower() in account.real_levels else None
     values = []
     if rest and _is_duration(rest[0].lower()):
         values.append((views.DURATION, rest.pop(0).lower()))
@@ -326,7 +326,7 @@ class _Front:
         level: Level | None = None
         if account is not None:
             # The first of an account's levels is the least; nobody should have to choose it.
-            level = account.levels.get(level_name or "") or next(iter(account.levels.values()))
+            level = account.real_levels.get(level_name or "") or next(iter(account.real_levels.values()))
         typed = values.get(views.DURATION, "")
         asked = _duration(typed) if _is_duration(typed) else None
         verdict = self.desk.preview(person, account.name, level.name, asked) if account and level else None

@@ -52,7 +52,7 @@ def read(database: Database, rules: LogRules | None, *, now: datetime) -> str:
     with database.read() as session:
         size = audit.head(session).size
         standing = heads.standing(session, now=now)
-        rows = session.execute(select(_R.state, func.count()).group_by(_R.state))
+        rows = session.execute(select(_R.state, func.count()).where(_R.drill.is_(None)).group_by(_R.state))
         counted: dict[str, int] = {state: count for state, count in rows}  # noqa: C416 - rows are not pairs to mypy
         said = session.execute(select(_A.kind, func.count()).where(_A.said_at.is_not(None)).group_by(_A.kind))
         alarms: dict[str, int] = {kind: count for kind, count in said}  # noqa: C416
@@ -88,7 +88,7 @@ def read(database: Database, rules: LogRules | None, *, now: datetime) -> str:
         _metric(
             "breakglass_requests",
             "gauge",
-            "Requests by state.",
+            "Requests by state; drills are not counted.",
             [({"state": state.value}, counted.get(state.value, 0)) for state in State],
         ),
         _metric(

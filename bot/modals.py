@@ -178,7 +178,7 @@ def request_form(
     )
     if account is not None:
         blocks += _about(account, level, verdict, policy)
-        chosen = [_option(_level_text(entry), entry.name) for entry in account.levels.values()]
+        chosen = [_option(_level_text(entry), entry.name) for entry in account.real_levels.values()]
         name = level.name if level else None
         blocks.append(
             _dispatching(

@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from bot import asked, commands, views
+from bot import asked, commands, drill_views, views
 from bot.batches import Batch, has_only_commands, next_batch, owed_file
 from bot.calls import (
     DELETED,
@@ -445,6 +445,7 @@ class ThreadFollower:
     ) -> _Letter:
         draw = _PICTURES[key.partition(":")[0]]
         message = draw(case, self._policy(), now=self._now(), **(more or {}))
+        message = views.Message(*drill_views.marked(case, message.text, message.blocks))
         return _Letter(key, target, message, _picture(message, case.request), is_wanted)
 
     # ------------------------------------------------------------------------------------ one message
@@ -618,7 +619,8 @@ class ThreadFollower:
             called=" ".join(self._mention(claim, name) for name in security),
             with_file=batch.count >= commands.FILE_FROM,
         )
-        return views.Message(f"{request_id}: {text}" if request_id else text, blocks)
+        text = f"{request_id}: {text}" if request_id else text
+        return views.Message(text, blocks) if case is None else views.Message(*drill_views.marked(case, text, blocks))
 
     def _post_lines(self, claim: Claim, case: Case | None, batch: Batch, card: Post | None) -> bool:
         request_id, tried = claim.unit.request_id, batch.tried

@@ -21,7 +21,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from bot import commands, entries
+from bot import commands, drill_views, entries
 from bot.blockkit import (
     MOST_BLOCKS,
     MOST_TEXT,
@@ -245,6 +245,7 @@ def _ending(case: Case) -> str:
                 "expire": "The time was over.",
                 "lost": "Vault no longer had the credential.",
                 "intercept": f"Ended by {who}: somebody else had opened the credential.",
+                "done": "The drill was over; the bot handed it back.",
             }.get(row.ended_by or "", "")
             gone = "" if _is_open_to(case, Action.END) else " Vault confirmed that the credential is gone."
             return f"{how}{gone}".strip()
@@ -326,6 +327,11 @@ def deciding(case: Case, policy: Policy) -> list[Block]:
     return made
 
 
+def _is_revealed_by_hand(case: Case) -> bool:
+    """Whether the requester opens the credential; of a drill the bot does, and nobody sees it."""
+    return _is_open_to(case, Action.REVEAL) and case.request.drill is None
+
+
 def _withdrawing(case: Case) -> list[Block]:
     if not _is_open_to(case, Action.WITHDRAW):
         return []
@@ -334,7 +340,7 @@ def _withdrawing(case: Case) -> list[Block]:
 
 
 def _revealing(case: Case) -> list[Block]:
-    if not _is_open_to(case, Action.REVEAL):
+    if not _is_revealed_by_hand(case):
         return []
     name = case.request.id
     if not _was_issued(case):
@@ -505,7 +511,8 @@ def own(case: Case, policy: Policy, *, now: datetime) -> Message:
     if _is_open_to(case, Action.APPROVE):
         were = "was" if len(row.custodians) == 1 else "were"
         lines.append(f"{people(row.custodians)} {were} asked; {needed(case, policy)} must approve.")
-        lines.append("When they have, you get a message here with a button that opens the credential.")
+        if case.request.drill is None:
+            lines.append("When they have, you get a message here with a button that opens the credential.")
     if row.granted_seconds is None:
         lines += [part for part in (_ending(case), clock_words(case, policy)) if part]
     else:  # the handover says the rest, and nobody should read it twice
@@ -521,7 +528,9 @@ def handover(case: Case, policy: Policy, *, now: datetime) -> Message:
     del now
     _, text = _head(case, policy)
     lines = [f"*{what(case, policy)}* for {say_duration(_granted(case))}, approved by {people(_approvers(case))}."]
-    if _is_open_to(case, Action.REVEAL):
+    if _is_open_to(case, Action.REVEAL) and case.request.drill is not None:
+        lines.append("The bot itself opens the credential, tries it and hands it back; there is nothing for you to do.")
+    elif _is_open_to(case, Action.REVEAL):
         if (out := unseen(case)) is not None:
             lines.append(_out_words(out))
         elif _was_issued(case):
@@ -627,8 +636,9 @@ def post(
         line, words = entries.line(record, case, _name(record, case, policy))
         called = mentions.get(record.event, "") if record.refused is None else ""
         called = f" {called[:1000]}" if called else ""
-        shown.append((f"{when(record.at, '{time_secs}')} {line}{called}", words))
-        texts.append(f"{utc(record.at)[11:16]} {line}{called}")
+        drill = drill_views.mark(case)
+        shown.append((f"{when(record.at, '{time_secs}')} {drill}{line}{called}", words))
+        texts.append(f"{utc(record.at)[11:16]} {drill}{line}{called}")
     blocks: list[Block] = []
     with_words = 2 * len(shown) <= MOST_BLOCKS
     waiting: list[str] = []
@@ -639,7 +649,7 @@ def post(
             blocks.append(rich(words))
             waiting = []
     blocks += [section(text) for text in joined(waiting)]
-    name = f"{case.request.id}: " if case is not None else ""
+    name = f"{drill_views.mark(case)}{case.request.id}: " if case is not None else ""
     below = actions(BUTTONS, pruning(records)) if case is None and fate is None else []
     if fate is not None:
         below = [section(entries.fate_line(fate))]

@@ -139,8 +139,9 @@ class Request(SQLModel, table=True):
     review_due_at: datetime | None = _time(nullable=True)
     due_at: datetime | None = _time(nullable=True, index=True)
     attempts: int = Field(default=0, nullable=False)  # failed tries at the present outside effect, for the back-off
-    ended_by: str | None = None  # release | revoke | expire | lost | intercept | fail
+    ended_by: str | None = None  # release | revoke | expire | lost | intercept | fail | done (a drill's)
     ended_by_user: str | None = None
+    drill: str | None = None  # the drill's id, "DR-7KQ2"; None: it is real. Set at the opening, by the desk alone
 
 
 class Decision(SQLModel, table=True):

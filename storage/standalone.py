@@ -703,6 +703,9 @@ MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
     ("approved", "request:lapse"): ("lapsed", "system"),
     ("approved", "credential:fail"): ("failed", "system"),
     ("approved", "credential:revoke"): ("ending", "custodian"),
+    ("approved", "drill:reveal"): ("approved", "system"),
+    ("approved", "drill:done"): ("ending", "system"),
+    ("active", "drill:done"): ("ending", "system"),
     ("active", "credential:reveal"): ("active", "requester"),
     ("active", "credential:hold"): ("active", "system"),
     ("active", "credential:token"): ("active", "system"),
@@ -723,7 +726,10 @@ MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
 }
 # fmt: on
 _OPEN: Final = "request:open"
-_ISSUING: Final = frozenset({"credential:reveal", "credential:token", "credential:issue", "credential:reissue"})
+_ISSUING: Final = frozenset(
+    {"credential:reveal", "drill:reveal", "credential:token", "credential:issue", "credential:reissue"}
+)
+_OF_DRILLS: Final = frozenset({"drill:reveal", "drill:done"})  # what the bot does in the place of the requester
 _FINAL: Final = frozenset({"denied", "withdrawn", "lapsed", "failed", "reviewed"})
 _OVER: Final = frozenset({"ending", "ended", "reviewed"})
 _USE: Final = "command:run"  # what was done with a credential, as captured
@@ -783,7 +789,7 @@ class Case:
     """
 
     __slots__ = (
-        *("approvers", "asked_seconds", "at", "attempts", "count", "custodians", "decisions", "ended"),
+        *("approvers", "asked_seconds", "at", "attempts", "count", "custodians", "decisions", "drill", "ended"),
         *("ended_by", "ended_by_user", "expires", "granted_seconds", "grants", "hashed", "is_granted"),
         *("is_lost", "is_partial", "lapse", "lapse_is_told", "last_seq", "name", "need", "opened"),
         *("opened_at", "policy", "replacing", "requester", "review", "review_due", "state", "state_at"),
@@ -807,6 +813,7 @@ class Case:
         self.policy: str | None = None
         self.requester: str | None = None
         self.team: str | None = None
+        self.drill: str | None = None  # its id; None: it is real
         self.custodians: tuple[str, ...] | None = None  # None: not known
         self.need = 1
         self.asked_seconds: int | None = None
@@ -968,7 +975,14 @@ class Replay:
             self._find(kind, seq, f"No rule allows {event} to {target} here: the request was {was}{says}.", case)
         at, actor, data = entry["at"], entry["actor"], entry.get("data", {})
         if move is not None and (move[1] != "system" or actor != SYSTEM):
-            self._judge_role(seq, case, move[1], event, actor)
+            self._judge_role(seq, case, move[1], event, actor, data)
+        # Attack: the bot opens a real request, which nobody sees then, and calls that a drill.
+        if event in _OF_DRILLS and case.drill is None and not case.is_partial:
+            self._find(
+                Kind.WRONG_PERSON, seq, f"{event} is for drills, and this request was opened as a real one.", case
+            )
+        if event == "credential:reveal" and case.drill is not None:
+            self._find(Kind.WRONG_PERSON, seq, "It is a drill, whose credential nobody but the bot opens.", case)
         step = self.STEPS.get(event)
         if step is not None:
             step(self, seq, case, entry, data)
@@ -992,8 +1006,12 @@ class Replay:
         self._find(kind, seq, f"{why}: it is change {version} of the request, where {expected} belongs.", case)
         case.is_partial = True
 
-    def _judge_role(self, seq: int, case: Case, role: str, event: str, actor: Mapping[str, str]) -> None:
+    def _judge_role(  # noqa: PLR0917 - one move's facts
+        self, seq: int, case: Case, role: str, event: str, actor: Mapping[str, str], data: Mapping[str, Any]
+    ) -> None:
         person, is_bot = actor["person"], actor == SYSTEM
+        if is_bot and event == _OPEN and type(data.get("drill")) is str:
+            return  # nobody asked: it was due
         if (role == "system") is not is_bot:
             by = "somebody else than the bot" if role == "system" else "the bot itself"
             self._find(Kind.WRONG_PERSON, seq, f"{event} was done by {by}.", case)
@@ -1021,6 +1039,9 @@ class Replay:
     def _open(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         custodians, threshold = data.get("custodians"), data.get("threshold")
         case.requester, case.team = entry["actor"]["person"], entry["actor"]["team"]
+        case.drill = _text(data.get("drill"))
+        if case.drill is not None and entry["actor"] == SYSTEM:  # nobody asked: it was due
+            case.requester, case.team = _text(data.get("requester")), _text(data.get("team"))
         case.opened = dict(data) if self._keeps_details else {}
         case.policy, case.opened_at = entry.get("policy"), entry["at"]
         case.asked_seconds, case.lapse = _count(data.get("asked_seconds")), read_data_time(data.get("lapse_at"))
@@ -1190,7 +1211,7 @@ class Replay:
         case.ended_by = entry["event"].partition(":")[2]
         if case.ended_by in {"release", "revoke", "intercept"}:
             case.ended_by_user = entry["actor"]["person"]
-        elif case.ended_by == "lost" or case.expires is None or case.is_partial:
+        elif case.ended_by in {"lost", "done"} or case.expires is None or case.is_partial:
             return
         elif read_time(entry["at"]) < case.expires:
             self._find(Kind.CLOCK, seq, f"It expired before its end, {_say(case.expires)}.", case)
@@ -1292,6 +1313,8 @@ class Replay:
         "request:escalate": _escalate,
         "credential:escalate": _escalate,
         "credential:reveal": _reveal,
+        "drill:reveal": _reveal,
+        "drill:done": _stop,
         "credential:token": _token,
         "credential:issue": _issue,
         "credential:reissue": _issue,
@@ -1917,7 +1940,10 @@ _MEMBERS: Final[Mapping[str, bytes | None]] = {  # in their order; None: only as
 }
 # Moves that are judged without looking into ``data``; held by a test.
 _DEAF: Final = frozenset(
-    {*("credential:warn", "credential:release", "credential:revoke", "credential:expire"), "credential:intercept"}
+    {
+        *("credential:warn", "credential:release", "credential:revoke", "credential:expire"),
+        *("credential:intercept", "drill:done"),
+    }
 )
 
 

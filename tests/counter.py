@@ -125,8 +125,9 @@ def counter_at(real: Real, database: Database) -> Counter:
     Its clock starts at the true time, since Vault's cannot be moved.
     """
     text = POLICY.read_text(encoding="utf-8").replace("port: 5432", f"port: {real.pg.port}")
-    for level in (real.read, real.write):
-        name = "read" if level is real.read else "write"
+    for name, level in (("read", real.read), ("write", real.write), ("rehearsal", real.rehearsal)):
+        if level is None:
+            continue
         text = text.replace(f"token_role: breakglass-orders-db-{name}", f"token_role: {level.settings.token_role}")
     # Whatever another test file left in the Vault that they share.
     real.bao.call("PUT", "sys/leases/revoke-prefix/database/creds", {"sync": True})

@@ -55,6 +55,7 @@ class Real:
     read: LevelSetup
     write: LevelSetup
     login: BotLogin
+    rehearsal: LevelSetup | None = field(default=None, kw_only=True)
 
     def vault(self) -> Vault:
         """Return a new Vault of the bot's."""
@@ -62,7 +63,12 @@ class Real:
 
     def set_up(self) -> BotLogin:
         """Set Vault up (again)."""
-        return set_up(self.bao.addr, self.bao.root_token, self.target, [self.read, self.write])
+        return set_up(
+            self.bao.addr,
+            self.bao.root_token,
+            self.target,
+            [one for one in (self.read, self.write, self.rehearsal) if one],
+        )
 
     def root_vault(self) -> Vault:
         """Return a Vault that may do everything."""
@@ -165,8 +171,9 @@ def real(tmp_path_factory) -> Iterator[Real]:
         target = prepare_target(pg)
         read = level_for(pg, "orders-ro", "bg_orders_ro")
         write = level_for(pg, "orders-rw", "bg_orders_rw", connections="8")
-        login = set_up(bao.addr, bao.root_token, target, [read, write])
-        yield Real(pg, bao, target, read, write, login)
+        rehearsal = level_for(pg, "orders-rehearsal", "bg_orders_rehearsal", read_only="true", statement_timeout="1m")
+        login = set_up(bao.addr, bao.root_token, target, [read, write, rehearsal])
+        yield Real(pg, bao, target, read, write, login, rehearsal=rehearsal)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def log(tmp_path, monkeypatch, sqlite_template):
 def test_a_sound_policy_passes(capsys):
     """The demo's policy is accepted with its numbers and its hash."""
     assert cli.main(["policy", "check", str(POLICY)]) == cli.OK
-    assert "1 accounts, 2 levels" in capsys.readouterr().out
+    assert "1 accounts, 3 levels" in capsys.readouterr().out
 
 
 def test_every_problem_of_a_policy_is_printed_with_its_line(tmp_path, capsys):

@@ -122,7 +122,7 @@ def test_only_the_bot_confirms_and_only_people_decide():
         Action.QUORUM, Action.LAPSE, Action.ESCALATE, Action.HOLD, Action.OPENED, Action.ABANDON, Action.ISSUE,
         Action.REISSUE, Action.UNWRAP, Action.UNOPENED, Action.WARN, Action.EXPIRE, Action.LOSE, Action.END,
         Action.FAIL,
-        Action.REMIND, Action.NUDGE,
+        Action.REMIND, Action.NUDGE, Action.DRILL_REVEAL, Action.DRILL_DONE,
     }  # fmt: skip
     for move in MOVES:
         assert (move.roles == {Role.SYSTEM}) == (move.action in bot)

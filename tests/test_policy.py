@@ -171,7 +171,7 @@ def test_the_demo_policy_is_read_completely(demo):
 def test_the_demo_can_put_its_port_in():
     """The port stands on lines of its own, so that the demo can rewrite it."""
     text, count = re.subn(r"(?m)^( *port: )5432$", r"\g<1>6543", TEXT)
-    assert count == 2
+    assert count == 3
     levels = parse(text, name="p").accounts["orders-db"].levels.values()
     assert {level.settings.options["port"] for level in levels} == {"6543"}
 
@@ -184,7 +184,7 @@ def test_the_documents_example_loads_and_every_key_is_explained():
     policy = parse(example[1], name="POLICY.md")
     assert policy.accounts["orders-db"].levels["read"].quorum == 1
     explained = {key for row in re.findall(r"(?m)^\| (`.*?) \|", document) for key in re.findall(r"`(\w+)`", row)}
-    chosen = {"orders-db", "read", "write", "customer-impact", "data-loss", "archive"}
+    chosen = {"orders-db", "read", "write", "rehearsal", "customer-impact", "data-loss", "archive"}
     assert set(re.findall(r"(?m)^ *([\w-]+):", TEXT)) - chosen <= explained
 
 
@@ -276,10 +276,10 @@ def test_all_problems_are_told_at_once():
     with pytest.raises(PolicyInvalid) as caught:
         parse(text, name="p.yml")
     assert [p.where.rpartition(".")[2] for p in caught.value.problems] == [
-        "version", "review_within", "owner", "mount", "port", "mount", "port", "quorum",
+        "version", "review_within", "owner", "mount", "port", "mount", "port", "quorum", "mount", "port",
     ]  # fmt: skip
     lines = str(caught.value).splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 10
     assert lines[0].startswith("p.yml:3: version: ")
     assert caught.value.code == caught.value.reason == "policy_invalid"
 
@@ -299,10 +299,12 @@ def blocks(text: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("key", "text"), blocks(TEXT), ids=lambda value: value if len(value) < 30 else "text")
 def test_no_key_may_be_missing(key, text):
     """Taking any key out of the file refuses and names the key, but for what is optional or one of several."""
-    optional = {"open_within", "watch_role", "log", "heartbeat", "copies"}
+    optional = {"open_within", "watch_role", "log", "heartbeat", "copies", "drill", "every", "announced", "pass"}
     optional |= {"group", "manager", "read_only", "statement_timeout"}
     if key in optional | {"read", "write", "customer-impact", "data-loss"}:
         assert parse(text, name="p")
+    elif key == "rehearsal":
+        assert any(place.endswith("drill.level") for _, place, _ in problems(text))
     elif key == "archive":
         assert any(place == "log.copies" for _, place, _ in problems(text))
     elif key == "orders-db":

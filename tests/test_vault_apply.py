@@ -87,7 +87,7 @@ def test_a_dry_run_shows_everything_and_changes_nothing(bao, typed):
     code, said = typed("apply", "--dry-run")
     assert code == cli.OK
     assert "new      database/roles/orders-ro\n" in said
-    assert "14 new, 0 changed, 0 as they should be.\nNothing was changed.\n" in said
+    assert "17 new, 0 changed, 0 as they should be.\nNothing was changed.\n" in said
     assert (bao.call("GET", "sys/mounts")["data"], bao.call("LIST", "sys/policies/acl")["data"]) == before
 
 
@@ -96,7 +96,7 @@ def test_what_was_applied_works_and_a_second_time_there_is_nothing_to_do(bao, ty
     login = tmp_path / "bot.env"
     code, said = typed("apply", "--yes", "--credentials-to", str(login))
     assert code == cli.OK, said
-    assert "Done: 14 written." in said
+    assert "Done: 17 written." in said
     assert stat.S_IMODE(login.stat().st_mode) == 0o600
     found = dict(line.split("=", 1) for line in login.read_text(encoding="utf-8").splitlines())
     vault = Vault(bao.addr, role_id=found["VAULT_ROLE_ID"], secret_id=found["VAULT_SECRET_ID"])
@@ -110,7 +110,7 @@ def test_what_was_applied_works_and_a_second_time_there_is_nothing_to_do(bao, ty
     vault.revoke_accessor(child.accessor)
     code, said = typed("apply", "--yes")
     assert code == cli.OK
-    assert "0 new, 0 changed, 14 as they should be.\nNothing to do.\n" in said
+    assert "0 new, 0 changed, 17 as they should be.\nNothing to do.\n" in said
 
 
 def test_a_change_is_shown_as_a_small_difference_before_it_is_made(bao, typed, file):
@@ -241,7 +241,7 @@ def test_what_others_keep_in_the_same_connection_stays(bao, typed):
     _, said = typed("apply", "--yes")
     assert "changed  database/config/orders_plan" in said
     roles = bao.call("GET", "database/config/orders_plan")["data"]["allowed_roles"]
-    assert sorted(roles) == ["billing", "orders-ro", "orders-rw", "orders-watch"]
+    assert sorted(roles) == ["billing", "orders-rehearsal", "orders-ro", "orders-rw", "orders-watch"]
     assert "Nothing to do." in typed("apply", "--yes")[1]
 
 

@@ -146,7 +146,9 @@ def test_nothing_of_it_had_an_effect(real, vault):
     for method, path, body in NOT_ITS_BUSINESS:
         vault.is_refused(method.lower(), path, body)
     assert sorted(real.bao.call("GET", "sys/mounts")["data"]) == mounts
-    assert sorted(real.bao.call("LIST", "database/roles")["data"]["keys"]) == ["orders-ro", "orders-rw", "orders-watch"]
+    assert sorted(real.bao.call("LIST", "database/roles")["data"]["keys"]) == [
+        *("orders-rehearsal", "orders-ro", "orders-rw", "orders-watch")
+    ]
     assert "another" not in real.bao.call("LIST", "sys/policies/acl")["data"]["keys"]
 
 

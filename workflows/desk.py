@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlmodel import col, select
 
 from storage import commands
+from storage.audit import SYSTEM
 from storage.models import Answer, Decision, Outcome, Request, Review, State
 from workflows import nudging
 from workflows import policy as rules
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from workflows.ssh_keys import PublicKey
     from workflows.vault import Vault
 
-__all__ = ["Agenda", "Ask", "Case", "Desk", "Findings", "FollowUp", "Intent"]
+__all__ = ["Agenda", "Ask", "Case", "Desk", "Findings", "FollowUp", "Intent", "Staged"]
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,14 @@ class Ask:
     duration: timedelta
     form_id: str | None = None
     public_key: str = ""  # for a level whose engine signs one
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What makes a request a drill: its id, and whose request it is when it was due and nobody typed it."""
+
+    id: str
+    requester: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,23 +217,26 @@ class Desk(Issuer):
 
     # ------------------------------------------------------------------------------------ asking
 
-    def open(self, actor: Actor, ask: Ask, *, now: datetime) -> Request:
+    def open(self, actor: Actor, ask: Ask, *, drill: Staged | None = None, now: datetime) -> Request:
         """Open a request. Raises :class:`Invalid` with the fields at fault, or :class:`NotAllowed`."""
         with self.attempt(actor, Action.OPEN, about={"account": ask.account, "level": ask.level}, now=now):
-            self._own_team(actor)
-            roster = rules.gather(self.directory, self.policy, ask.account, (actor.person,))
+            if drill is None or actor != SYSTEM:
+                self._own_team(actor)
+            requester = actor.person if drill is None else drill.requester
+            roster = rules.gather(self.directory, self.policy, ask.account, (requester,))
             verdict = rules.evaluate(
                 self.policy,
                 roster,
                 account=ask.account,
                 level=ask.level,
-                requester=actor.person,
+                requester=requester,
                 threshold=ask.threshold,
                 asked=ask.duration,
                 reason=ask.reason,
                 standard_path=ask.standard_path,
                 incident=ask.incident,
                 preview=False,
+                is_drill=drill is not None,
             )
             account, level = _granted(verdict)
             key = _public_key(level, ask.public_key)
@@ -240,8 +252,9 @@ class Desk(Issuer):
                     state_version=1,
                     last_seq=-1,
                     form_id=ask.form_id,
-                    team=actor.team,
-                    requester=actor.person,
+                    team=self.team,
+                    requester=requester,
+                    drill=drill.id if drill else None,
                     account=account.name,
                     level=level.name,
                     threshold=ask.threshold,
@@ -278,7 +291,8 @@ class Desk(Issuer):
                     (Role.RESPONDER,),
                     data={name: getattr(row, name) for name in told}
                     | {"threshold": {"id": threshold.id, "text": threshold.text}, "lapse_at": row.lapse_at}
-                    | ({"key_fingerprint": key.fingerprint} if key else {}),
+                    | ({"key_fingerprint": key.fingerprint} if key else {})
+                    | ({"drill": row.drill, "requester": requester, "team": row.team} if drill else {}),
                 )
                 return row
 
@@ -391,39 +405,52 @@ class Desk(Issuer):
         with self.attempt(actor, Action.REVEAL, request_id, now=now):
             roster = self._gather(actor, request_id)
             with self.turn(request_id, now=now) as turn:
-                row = turn.row
                 self._need(turn.case(), roster, actor, Action.REVEAL, Role.REQUESTER)
-                grants = turn.grants()
-                live = next((g for g in grants if g.ended_at is None), None)
-                if live is not None and live.issued_at is None:
-                    level = self.names(turn.case())[1]
-                    longest = self.longest_opening + (level.control.ttl if level and level.control else timedelta(0))
-                    raise Conflict(
-                        f"The credential of {row.id} is being opened right now. If nothing appears within "
-                        f"{rules.say_duration(longest)}, press the button again.",
-                        code="in_progress",
-                    )
-                self._not_stale(turn.row, version, exact=True)
-                self._still_allowed(roster, row)
-                ttl = row.expires_at - now if row.expires_at else timedelta(seconds=row.granted_seconds or 0)
-                if ttl < SHORTEST_GRANT:
-                    raise Conflict(
-                        f"The time of {row.id} is over. Ask again if you still need access.", code="too_late"
-                    )
-                self.must_be_recorded(turn)
-                intent = Intent(row.id, len(grants) + 1, live.number if live else None, ttl)
-                if live is None:
-                    self.must_be_alone(turn)
-                    turn.session.add(self.new_grant(row, intent.number, now))
-                look = now + self.patience
-                turn.move(
-                    Action.REVEAL,
-                    actor,
-                    (Role.REQUESTER,),
-                    data={"credential": intent.number, "replaces": intent.replaces},
-                    due_at=min(row.due_at, look) if row.due_at else look,
-                )
-                return intent
+                if turn.row.drill is not None:
+                    raise NotAllowed(f"{request_id} is a drill: the bot opens its credential, and nobody sees it.")
+                return self._begin(turn, roster, actor, version)
+
+    def reveal_drill(self, request_id: str, *, now: datetime) -> Intent:
+        """Record that the bot opens a drill's credential: as :meth:`reveal`, by the table's row for drills alone."""
+        row = self.row(request_id)
+        roster = rules.gather(self.directory, self.policy, row.account, (row.requester, *row.custodians))
+        with self.turn(request_id, now=now) as turn:
+            if turn.row.drill is None:
+                raise NotAllowed(f"{request_id} is no drill, so only its requester may open its credential.")
+            step(turn.state, Action.DRILL_REVEAL, (Role.SYSTEM,), request=row.id)
+            return self._begin(turn, roster, SYSTEM, turn.row.version)
+
+    def _begin(self, turn: Turn, roster: Roster, actor: Actor, version: int) -> Intent:
+        """Write the intent to make a credential down."""
+        row, now, grants = turn.row, turn.now, turn.grants()
+        live = next((g for g in grants if g.ended_at is None), None)
+        if live is not None and live.issued_at is None:
+            level = self.names(turn.case())[1]
+            longest = self.longest_opening + (level.control.ttl if level and level.control else timedelta(0))
+            raise Conflict(
+                f"The credential of {row.id} is being opened right now. If nothing appears within "
+                f"{rules.say_duration(longest)}, press the button again.",
+                code="in_progress",
+            )
+        self._not_stale(row, version, exact=True)
+        self._still_allowed(roster, row)
+        ttl = row.expires_at - now if row.expires_at else timedelta(seconds=row.granted_seconds or 0)
+        if ttl < SHORTEST_GRANT:
+            raise Conflict(f"The time of {row.id} is over. Ask again if you still need access.", code="too_late")
+        self.must_be_recorded(turn)
+        intent = Intent(row.id, len(grants) + 1, live.number if live else None, ttl)
+        if live is None:
+            self.must_be_alone(turn)
+            turn.session.add(self.new_grant(row, intent.number, now))
+        look = now + self.patience
+        turn.move(
+            Action.REVEAL if row.drill is None else Action.DRILL_REVEAL,
+            actor,
+            (Role.REQUESTER,) if row.drill is None else (Role.SYSTEM,),
+            data={"credential": intent.number, "replaces": intent.replaces},
+            due_at=min(row.due_at, look) if row.due_at else look,
+        )
+        return intent
 
     def release(self, actor: Actor, request_id: str, version: int, *, now: datetime) -> Request:
         """Hand the access back (requester). The request is ``ending`` until :meth:`finish` confirms.
@@ -676,6 +703,7 @@ class Desk(Issuer):
             reason=row.reason,
             standard_path=row.standard_path,
             incident=row.incident,
+            is_drill=row.drill is not None,
         )
         try:
             return _granted(verdict)[1]

@@ -59,6 +59,8 @@ class Action(StrEnum):
     FAIL = "credential:fail"
     REVIEW = "review:file"
     REMIND = "review:remind"
+    DRILL_REVEAL = "drill:reveal"
+    DRILL_DONE = "drill:done"
 
 
 class Role(StrEnum):
@@ -117,6 +119,11 @@ TRANSITIONS: Final = _rows(
     (_S.APPROVED, _A.LAPSE, _S.LAPSED, _BOT),
     (_S.APPROVED, _A.FAIL, _S.FAILED, _BOT),
     (_S.APPROVED, _A.REVOKE, _S.ENDING, (Role.CUSTODIAN,)),
+    # Of a drill alone: the bot itself opens the credential, tries it, and hands it back (``drill.py``). Rows of
+    # their own, so that no real request can ever be opened by the bot, and whoever replays the log sees it.
+    (_S.APPROVED, _A.DRILL_REVEAL, _S.APPROVED, _BOT),
+    (_S.APPROVED, _A.DRILL_DONE, _S.ENDING, _BOT),
+    (_S.ACTIVE, _A.DRILL_DONE, _S.ENDING, _BOT),
     # "Show again": the old credential ends before the new one begins.
     (_S.ACTIVE, _A.REVEAL, _S.ACTIVE, (Role.REQUESTER,)),
     (_S.ACTIVE, _A.HOLD, _S.ACTIVE, _BOT),

@@ -75,6 +75,7 @@ __all__ = [
     "in_force",
     "is_auditor",
     "load",
+    "may_drill",
     "may_prune",
     "parse",
     "parse_duration",
@@ -280,6 +281,12 @@ def accounts_for(policy: Policy, roster: Roster, person: str) -> tuple[Account, 
     )
 
 
+def may_drill(roster: Roster, account: Account, person: str) -> bool:
+    """Say whether the person may begin a drill of the account: its responders, its custodians and its owner."""
+    named = (account.owner, *account.custodians, *account.responders)
+    return roster.able(person) and person in roster.resolve(named)
+
+
 def counted(approvals: Iterable[str], custodians: Collection[str], requester: str) -> frozenset[str]:
     """Return the distinct people whose approval counts; the quorum is compared with its size, never with a counter."""
     return frozenset(approvals).intersection(custodians) - {requester}
@@ -386,11 +393,13 @@ def evaluate(
     standard_path: str | None = None,
     incident: str | None = None,
     preview: bool = False,
+    is_drill: bool = False,
 ) -> Verdict:
     """Judge a request: the same analysis fills the form (``preview``) and stands at the gate.
 
     None means "not filled in yet": a preview keeps it in ``blank``, the gate counts it as unmet. An empty string is
-    filled in, and wrong.
+    filled in, and wrong. ``is_drill``: custodians and the owner may ask as well, and it must be for a rehearsal level;
+    else it must not be.
     """
     blank: list[Unmet] = []
     unmet: list[Unmet] = []
@@ -407,6 +416,7 @@ def evaluate(
         say(None, "unfit_person", sentence)
     elif (
         entry is not None
+        and not (is_drill and may_drill(roster, entry, requester))
         and (sentence := explain(policy, roster, entry.name, requester, Role.RESPONDER, requester=requester))
         is not None
     ):
@@ -420,8 +430,12 @@ def evaluate(
     elif entry is None:
         say("account", "unknown_account", f"The policy has no account {_quoted(account)}. Choose one of the list.")
     if entry is not None and level is not None and chosen is None:
-        known = ", ".join(entry.levels)
+        known = ", ".join(entry.real_levels)
         say("level", "unknown_level", f"{entry.title} has no level {_quoted(level)}; its levels are {known}.")
+    elif chosen is not None and chosen.is_rehearsal is not is_drill:
+        others = ", ".join(name for name, one in entry.levels.items() if one.is_rehearsal is is_drill) if entry else ""
+        why = "opens what is real, and a drill must not" if is_drill else "is for drills and opens nothing real"
+        say("level", "rehearsal", f"“{chosen.title}” {why}; choose one of: {others or 'none'}.")
     elif level is None:
         ask("level", "Choose a level.")
     if entry is not None:

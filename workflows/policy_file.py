@@ -8,7 +8,8 @@ Rules
   document refuse, so that the file means what it shows.
 * What becomes part of a Slack message is held to a form that cannot break out of it; the settings of an engine are
   checked by ``LevelSettings``, and its findings are reported with their lines. The section ``log`` is read by
-  ``log_rules.py``, ``retention`` by ``retention_rules.py``, ``captures`` by ``capture_rules.py``.
+  ``log_rules.py``, ``retention`` by ``retention_rules.py``, ``captures`` by ``capture_rules.py``, an account's
+  ``drill`` by ``drill_rules.py``.
 
 Pure but :func:`load`, which reads a file. The judging is in ``policy.py``, from where everything here is imported.
 """
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import yaml
 
-from workflows import capture_rules, delivery, log_rules, retention_rules
+from workflows import capture_rules, delivery, drill_rules, log_rules, retention_rules
 from workflows.capture_rules import Need
 from workflows.delivery import Delivery
 from workflows.engines import ENGINES, LevelSettings
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from workflows.capture_rules import SourceRules
+    from workflows.drill_rules import DrillRules
     from workflows.log_rules import LogRules
     from workflows.retention_rules import RetentionRules
 
@@ -111,6 +113,7 @@ class Level:
     control: ControlGroup | None = None  # whose own keys Vault asks for (``control_group.py``)
     capture_source: str | None = None  # who records what is done with its credentials; None: nobody
     capture: Need = Need.WANTED
+    is_rehearsal: bool = False  # for drills alone; no real request can choose it
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,12 @@ class Account:
     standard_path: str
     levels: Mapping[str, Level]
     rules_reviewed: date | None = None  # when somebody last asked whether all this still holds; None: never
+    drill: DrillRules | None = None  # None: there are no drills
+
+    @property
+    def real_levels(self) -> Mapping[str, Level]:
+        """The levels that people can ask for."""
+        return MappingProxyType({name: level for name, level in self.levels.items() if not level.is_rehearsal})
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,6 +475,8 @@ class _Reader:
             if isinstance(at.node, yaml.MappingNode) and not at.node.value:
                 self.fail(at, "There is no account; add at least one.")
             accounts = {name: self.account(name, value) for name, value in entries.items()}
+            for name, level, why in drill_rules.overlaps(accounts):
+                self.fail(_At(entries[name].node, entries[name].line, f"accounts.{name}.levels.{level}"), why)
         channel = "Write the channel's id (C…), found at the bottom of its details in Slack; a name may change."
         return Policy(
             incident_channel=self.match(top.get("incident_channel"), _CHANNEL, channel),
@@ -484,9 +495,9 @@ class _Reader:
 
     def account(self, name: str, at: _At) -> Account:
         keys = ("title", "system", "owner", "custodians", "responders", "thresholds", "standard_path", "levels")
-        found = self.mapping(at, keys, ("rules_reviewed",))
+        found = self.mapping(at, keys, ("rules_reviewed", "drill"))
         custodians = self.names(found.get("custodians"))
-        thresholds, levels = {}, {}
+        thresholds, levels, read = {}, {}, dict[str, Level | None]()
         if (below := found.get("thresholds")) is not None:
             entries = self.entries(below, names=True)
             if isinstance(below.node, yaml.MappingNode) and not 1 <= len(below.node.value) <= 20:
@@ -498,6 +509,8 @@ class _Reader:
                 self.fail(below, "Give an account 1 to 20 levels.")
             read = {key: self.level(key, value, custodians) for key, value in entries.items()}
             levels = {key: level for key, level in read.items() if level is not None}
+            if levels and all(level.is_rehearsal for level in levels.values()):
+                self.fail(below, "All levels are for drills; add one that can be asked for.")
         owner = "The owner is one accountable person: write a user id (U…)."
         return Account(
             name=name,
@@ -510,6 +523,7 @@ class _Reader:
             standard_path=self.text_of(found.get("standard_path"), 1000),
             levels=MappingProxyType(levels),
             rules_reviewed=self.day(found.get("rules_reviewed")),
+            drill=drill_rules.read(self, found["drill"], read) if "drill" in found else None,
         )
 
     def level(self, name: str, at: _At, custodians: tuple[str, ...]) -> Level | None:
@@ -520,6 +534,7 @@ class _Reader:
         keys = {key: bool(engine) and is_required for one in known for key, is_required in one.keys.items()}
         required = [key for key, is_required in keys.items() if is_required]
         optional = (*keys, "open_within", "delivery", "enforced_by", "vault_group", "capture_source", "capture")
+        optional += ("rehearsal",)
         found = self.mapping(at, ("title", "engine", "token_role", *required, *times), optional)
         settings = self.settings(engine, found, keys)
         quorum = self.number(found.get("quorum"), 1, 100)
@@ -556,6 +571,7 @@ class _Reader:
             control=self.control(at, settings, found, quorum, open_within),
             capture_source=source,
             capture=need,
+            is_rehearsal=drill_rules.check_level(self, found, way),
         )
 
     def delivery(self, engine: str, at: _At | None) -> Delivery:

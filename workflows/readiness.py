@@ -7,6 +7,7 @@ Rules
 * The people are judged by the form's own verdict (``policy.evaluate``), for every responder: one who is a custodian
   counts for nobody's quorum but others'. Then once more without those who say of themselves that they are away.
 * What was not learnt is UNKNOWN, and never green: no roster, a level that was not asked about, a source without a row.
+* A level that is for drills opens nothing, so nobody misses it in the night: the drill itself finds out about it.
 * RED: with this, somebody could not get in. WARN: one more thing, and somebody could not.
 * Each sentence ends with what to do.
 """
@@ -201,7 +202,7 @@ def _quorums(policy: Policy, account: Account, roster: Roster) -> Iterator[Findi
         sentence = f"Nobody could ask: {whom}. Name more responders in the policy."
         yield Finding(Severity.RED, Code.NO_RESPONDER, sentence)
     present = _without_the_away(roster)
-    for level in account.levels.values():
+    for level in account.real_levels.values():
         met: dict[_Short, list[str]] = {}
         for who in here:
             seen, left = (
@@ -262,7 +263,7 @@ def _name(roster: Roster, user_id: str) -> str:
 
 
 def _levels(account: Account, facts: Facts) -> Iterator[Finding]:
-    for level in account.levels.values():
+    for level in account.real_levels.values():
         probe = None if facts.levels is None else facts.levels.get((account.name, level.name))
         if probe is None:
             yield _unknown(facts, Code.VAULT, "Vault was not asked, so it is not known whether it would give anything.")

@@ -201,6 +201,7 @@ class _Tables:
             _Told("last_seq", case.last_seq),
             _Told("team", case.team),
             _Told("requester", case.requester),
+            _Told("drill", case.drill),
             *(_Told(name, opened.get(name)) for name in ("account", "level", "reason", "standard_path", "incident")),
             _Told("threshold", threshold.get("id") if isinstance(threshold, dict) else None),
             _Told("policy_hash", case.policy),

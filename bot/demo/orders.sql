@@ -115,14 +115,16 @@ DO $$
 DECLARE
     role_name text;
 BEGIN
-    FOREACH role_name IN ARRAY ARRAY['bg_orders_ro', 'bg_orders_rw'] LOOP
+    FOREACH role_name IN ARRAY ARRAY['bg_orders_ro', 'bg_orders_rw', 'bg_orders_rehearsal'] LOOP
         BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', role_name);
         EXCEPTION WHEN duplicate_object OR unique_violation THEN
             NULL;
         END;
         EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role_name);
-        EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', role_name);
+        IF role_name <> 'bg_orders_rehearsal' THEN
+            EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', role_name);
+        END IF;
     END LOOP;
     -- By default everybody may connect to every database and make temporary tables there.
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
@@ -133,3 +135,10 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT SELECT ON customers, products, orders, order_items, payments, stuck_orders TO bg_orders_ro, bg_orders_rw;
 GRANT INSERT, UPDATE ON orders, order_items, payments TO bg_orders_rw;
 GRANT DELETE ON order_items, payments TO bg_orders_rw;
+
+-- What a drill opens: a schema of its own, in which nothing is real.
+CREATE SCHEMA rehearsal;
+CREATE TABLE rehearsal.orders (id integer PRIMARY KEY, status text NOT NULL);
+INSERT INTO rehearsal.orders SELECT n, 'made up' FROM generate_series(1, 3) AS n;
+GRANT USAGE ON SCHEMA rehearsal TO bg_orders_rehearsal;
+GRANT SELECT ON rehearsal.orders TO bg_orders_rehearsal;

@@ -54,7 +54,7 @@ def prepare_target(
     *,
     database: str = "orders",
     manager: str = MANAGER,
-    groups: Sequence[str] = ("bg_orders_ro", "bg_orders_rw"),
+    groups: Sequence[str] = ("bg_orders_ro", "bg_orders_rw", "bg_orders_rehearsal"),
     schema: Path = ORDERS_SQL,
 ) -> Target:
     """Create the database from ``schema`` and the manager role; both may exist already on that server.

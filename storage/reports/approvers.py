@@ -174,6 +174,7 @@ class Ledger:
         self._denials: list[tuple[int, datetime, str, str, str]] = []
         self._refused: Counter[tuple[str, str, str]] = Counter()  # person, code, request
         self._gone = 0
+        self._drills: set[str] = set()
 
     def add(self, record: Record | None) -> None:
         """Add an entry; None (or a pruned one) is a body that is not there or cannot be read."""
@@ -187,6 +188,11 @@ class Ledger:
                 self._refused[record.actor.person, record.refused, record.request_id or ""] += 1
             return
         if record.request_id is None:
+            return
+        if record.event == "request:open" and record.data.get("drill") and record.request_id not in self._cases:
+            # A drill is answered by those who were told of it: it would make a quick reader of a careful one.
+            self._drills.add(record.request_id)
+        if record.request_id in self._drills:
             return
         case = self._cases.setdefault(record.request_id, _Case())
         if record.event == "request:open":

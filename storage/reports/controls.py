@@ -58,6 +58,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "credential:release": Kind.TAKE_BACK,
     "credential:revoke": Kind.TAKE_BACK,
     "credential:intercept": Kind.TAKE_BACK,
+    "drill:done": Kind.TAKE_BACK,
     "request:lapse": Kind.TAKE_BACK,
     "review:file": Kind.REVIEW,
     "review:remind": Kind.REMIND,

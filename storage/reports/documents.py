@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _POPULATION: Final = (
     *("request", "opened_at", "account", "level", "requester", "state", "approvers", "seconds_to_approve"),
-    *("seconds_out", "ended_by", "review", "follow_ups", "refusals", "entries", "has_opening", "has_closing"),
+    *("seconds_out", "ended_by", "review", "follow_ups", "refusals", "entries", "has_opening", "has_closing", "drill"),
 )
 
 
@@ -48,6 +48,7 @@ def population(rows: Iterable[Row], names: Names) -> Iterator[bytes]:
                 str(row.entries),
                 "yes" if row.is_whole else "no",
                 "yes" if row.is_closed else "no",
+                row.drill,
             )
         )
 

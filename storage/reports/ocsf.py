@@ -107,6 +107,7 @@ class Mapper:
         self._origin = origin
         self._names = names
         self._out: dict[str, list[tuple[str, str]]] = {}  # request → (identity, path) of what it has out
+        self._drills: set[str] = set()
 
     def records(self, record: Record, leaf: bytes) -> Iterator[dict[str, Any]]:
         """Give the records of an entry."""
@@ -126,6 +127,8 @@ class Mapper:
 
     def _records(self, record: Record, leaf: bytes) -> Iterator[dict[str, Any]]:
         event = record.event
+        if event == "request:open" and record.request_id is not None and record.data.get("drill"):
+            self._drills.add(record.request_id)
         if event in _FINDINGS:
             yield self._finding(record, leaf)
             return
@@ -271,6 +274,8 @@ class Mapper:
             found["log_name"] = self._origin
         if request_id is not None:
             found["correlation_uid"] = request_id
+        if request_id in self._drills:
+            found["labels"] = ["drill"]  # no rule of a SIEM should take a rehearsal for the thing itself
         if event:
             found["event_code"] = event
         return found

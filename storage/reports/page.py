@@ -322,14 +322,15 @@ def period_page(
     note = f"<p>{more} more stand in <code>population.csv</code>, which has all of them.</p>" if more else ""
     counted = [(state, str(count)) for state, count in period.states().items()]
     reviewed = [(OUTCOMES.get(outcome, outcome), str(count)) for outcome, count in period.outcomes().items()]
-    due = sum(row.state == "ended" for row in period.rows)
+    due = sum(row.state == "ended" for row in period.real)
     body = [
         _figures(
-            ("Requests", str(len(period.rows))),
-            ("Granted", str(sum(row.to_approve is not None for row in period.rows))),
+            ("Requests", str(len(period.real))),
+            *(() if not period.drills else (("Drills, not counted", str(period.drills)),)),
+            ("Granted", str(sum(row.to_approve is not None for row in period.real))),
             ("Median time to approve", say(period.median_to_approve())),
             ("Ended, not reviewed", str(due)),
-            ("Refusals on record", str(sum(row.refusals for row in period.rows))),
+            ("Refusals on record", str(sum(row.refusals for row in period.real))),
         ),
         _section(
             "Population",

@@ -216,10 +216,11 @@ def period_paper(period: Period, integrity: approvers.Integrity, about: About, n
     sheet = _Sheet("Break-glass requests of a period", about)
     sheet.title("Emergency access, all requests", f"Selection: {about.what()}.")
     sheet.figures(
-        ("Requests", str(len(period.rows))),
-        ("Granted", str(sum(row.to_approve is not None for row in period.rows))),
+        ("Requests", str(len(period.real))),
+        *(() if not period.drills else (("Drills, not counted", str(period.drills)),)),
+        ("Granted", str(sum(row.to_approve is not None for row in period.real))),
         ("Median to approve", say(period.median_to_approve())),
-        ("Ended, not reviewed", str(sum(row.state == "ended" for row in period.rows))),
+        ("Ended, not reviewed", str(sum(row.state == "ended" for row in period.real))),
     )
     sheet.heading("Population")
     sheet.text("Every request with an entry in this selection, by its state at the head. Draw a sample from the list.")

@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from storage import closing, commands
+from storage.audit import SYSTEM
 from storage.models import FINAL, State
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Story:
     level: str = ""
     team: str = ""
     requester: str = ""
+    drill: str = ""  # its id; empty: it is real
     threshold: str = ""
     threshold_text: str = ""
     reason: str = ""
@@ -255,6 +257,7 @@ ENDINGS: Final[Mapping[str, str]] = {
     "lost": "ended because Vault no longer had the credential",
     "intercept": "ended by the requester: somebody else had opened it",
     "fail": "no credential could be issued",
+    "done": "handed back by the bot, after a drill",
 }
 
 
@@ -362,6 +365,9 @@ class Teller:
         if isinstance(threshold, Mapping):
             story.threshold, story.threshold_text = _text(threshold, "id"), _text(threshold, "text")
         story.opened_at, story.requester, story.team = record.at, record.actor.person, record.actor.team
+        story.drill = _text(data, "drill")
+        if story.drill and record.actor.person == SYSTEM.person:  # it was due, and nobody typed it
+            story.requester, story.team = _text(data, "requester"), _text(data, "team")
         for name in ("account", "level", "reason", "standard_path", "incident"):
             setattr(story, name, _text(data, name))
         story.asked_seconds, story.quorum = _whole(data, "asked_seconds"), _whole(data, "quorum")
@@ -382,7 +388,7 @@ class Teller:
                 found = Credential(number)
                 story.credentials.append(found)
             found.path = _text(data, "path") or found.path
-            if record.event == "credential:reveal":
+            if record.event in {"credential:reveal", "drill:reveal"}:
                 found.asked_at = record.at
             elif record.event in {"credential:issue", "credential:reissue"}:
                 found.issued_at, found.identity = record.at, _text(data, "identity")
@@ -453,7 +459,8 @@ def _open_sentence(_record: Record, data: Mapping[str, Any], names: Names) -> tu
     listed = data.get("custodians")
     asked = ", ".join(who(str(person), names) for person in listed) if isinstance(listed, list) else "nobody"
     what, span = f"{_text(data, 'account')}, level {_text(data, 'level')}", say(_whole(data, "asked_seconds"))
-    return f"Asked for {what}, for {span}. Needs {_whole(data, 'quorum')} of: {asked}.", _text(data, "reason")
+    drill = f"DRILL {_text(data, 'drill')}. " if data.get("drill") else ""
+    return f"{drill}Asked for {what}, for {span}. Needs {_whole(data, 'quorum')} of: {asked}.", _text(data, "reason")
 
 
 def _approve_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
@@ -558,6 +565,8 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "request:nudge": _plain("Those who had not answered were asked again."),
     closing.EVENT: _close_sentence,
     "credential:reveal": _reveal_sentence,
+    "drill:reveal": _plain("The bot opened the credential of the drill; nobody sees it."),
+    "drill:done": _plain("The drill was over; the bot handed the access back."),
     "credential:hold": _plain("The credential waits until the copies of the log outside have what led to it."),
     "credential:token": _plain("Vault made ready for the credential; it opens nothing yet."),
     "credential:abandon": _plain("The credential was put out of use.", "why"),
@@ -633,6 +642,7 @@ class Row:
     entries: int
     is_whole: bool
     is_closed: bool
+    drill: str = ""
 
 
 def row_of(story: Story) -> Row:
@@ -654,34 +664,45 @@ def row_of(story: Story) -> Row:
         story.entries,
         story.is_whole,
         story.closing is not None,
+        story.drill,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """All requests of a selection, and what was counted over them."""
+    """All requests of a selection, and what was counted over those that are no drills."""
 
     rows: Sequence[Row]
     entries: int
 
+    @property
+    def real(self) -> list[Row]:
+        """The requests that are no drills."""
+        return [row for row in self.rows if not row.drill]
+
+    @property
+    def drills(self) -> int:
+        """How many drills there are."""
+        return len(self.rows) - len(self.real)
+
     def states(self) -> dict[str, int]:
         """Count the requests by state, in the order of a request's life."""
         counted: dict[str, int] = {state.value: 0 for state in State}
-        for row in self.rows:
+        for row in self.real:
             counted[row.state or "unknown"] = counted.get(row.state or "unknown", 0) + 1
         return {state: count for state, count in counted.items() if count}
 
     def outcomes(self) -> dict[str, int]:
         """Count the reviews by outcome."""
         counted: dict[str, int] = {}
-        for row in self.rows:
+        for row in self.real:
             if row.outcome:
                 counted[row.outcome] = counted.get(row.outcome, 0) + 1
         return counted
 
     def median_to_approve(self) -> timedelta | None:
         """Return the middle time from opening to quorum; None when nothing was approved."""
-        known = sorted(row.to_approve for row in self.rows if row.to_approve is not None)
+        known = sorted(row.to_approve for row in self.real if row.to_approve is not None)
         return known[len(known) // 2] if known else None
 
 
