@@ -30,7 +30,7 @@ from sqlalchemy import func, select
 
 from storage import audit, export, proofs
 from storage.checkpoint import add_signatures, parse, parse_signatures, write_proof
-from storage.models import Anchor, Entry, SignedHead
+from storage.models import Anchor, Entry, Payload, SignedHead
 from storage.pruning import APPLY
 from storage.reports import approvers, controls, documents, page, paper
 from storage.reports.ocsf import Mapper
@@ -57,10 +57,12 @@ _CHUNK: Final = 1 << 18
 _EVERY: Final = 500  # entries between two reports of progress
 # A name out of the database becomes a path on the auditor's machine: "../../.ssh/config" must not.
 _FILE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _STANDALONE: Final = Path(__file__).with_name("standalone.py")
 _E: Final[Any] = Entry  # their columns, in queries: SQLModel types them as the values
 _H: Final[Any] = SignedHead
 _A: Final[Any] = Anchor
+_P: Final[Any] = Payload
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ class _Bundle:
         self._progress = progress
         self._passes = 5 if self._head else 4
         self._done = 0
+        self._named: dict[str, None] = {}  # hashes of what stands beside the log, in the order of the entries
         self.box = _Box(out)
 
     def write(self, *, with_policy: bool, with_pdf: bool) -> Summary:
@@ -181,6 +184,7 @@ class _Bundle:
         # 4. What follows from them, to be read.
         ledger, answers = controls.Ledger(), approvers.Ledger()
         self._write_table(ledger, answers)
+        self._write_payloads()
         rows = self._write_requests(request_ids, about, loads, with_pdf=with_pdf)
         self._write_ocsf(about)
         self._write_period(rows, answers, about, with_pdf=with_pdf)
@@ -360,8 +364,18 @@ class _Bundle:
                 else:
                     cells = export.people_cells(record, row.account or "")
                     ledger.add(record)
+                    self._named.update(dict.fromkeys(_payloads_of(record)))
                 member.write(export.csv_line(cells))
                 self._step()
+
+    def _write_payloads(self) -> None:
+        """Write the statements that are too long for an entry: each is evidence by its hash, which the entry holds."""
+        for name in self._named:
+            body = self._session.execute(select(_P.body).where(_P.sha256 == name)).scalar_one_or_none()
+            if not isinstance(body, bytes) or hashlib.sha256(body).hexdigest() != name:
+                self._miss(f"The long text with the SHA-256 {name} is not kept any more.")
+                continue
+            self.box.put(f"payloads/{name}.txt", body)
 
     def _write_ocsf(self, about: About) -> None:
         mapper = Mapper(about.origin, self._names)
@@ -501,6 +515,13 @@ def _read(row: Any) -> Record | None:  # noqa: ANN401 - a row with seq, body and
     except ValueError:
         return None
     return record if record.seq == row.seq else None
+
+
+def _payloads_of(record: Record) -> Iterator[str]:
+    """Give the hash of the text that an entry holds only the beginning of."""
+    payload = record.data.get("payload")
+    if isinstance(payload, dict) and _SHA256.fullmatch(str(payload.get("sha256"))):
+        yield payload["sha256"]
 
 
 def _file(name: str) -> str:

@@ -2986,9 +2986,11 @@ class Verifier:
             )
 
     def _texts(self, files: Files, names: set[str], notes: Sequence[bytes]) -> None:
-        """Check that policies have the hash in their name, and that time stamps are of a head in the bundle."""
+        """Check that texts have the hash in their name, and that time stamps are of a head in the bundle."""
         for name in sorted(names):
-            if name.startswith("policy/") and name.endswith(".yml") and files.hash(name) != name[7:-4]:
+            folder, _, hashed = name.rpartition("/")
+            end = {"policy": ".yml", "payloads": ".txt"}.get(folder, "")
+            if end and hashed.endswith(end) and files.hash(name) != hashed[: -len(end)]:
                 self.findings.add(Kind.ALTERED, None, f"{name} is not the text whose hash is its name.")
         tokens = [name for name in sorted(names) if name.startswith("anchors/")]
         if not tokens:

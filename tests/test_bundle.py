@@ -28,6 +28,7 @@ from bot import cli
 from storage import audit, bundle, checkpoint, closing, merkle, standalone
 from storage.database import Database
 from storage.export import Selection
+from storage.models import Payload
 from storage.reports import documents
 from workflows import policy as rules
 from workflows.door import Door
@@ -339,6 +340,31 @@ def test_one_requests_bundle_shows_no_other(database: Database, tmp_path: Path) 
     assert "period.html" not in members
     assert "population.csv" not in members
     assert set(NAMES) - {"U0RITA", "U0CHEN", "U0ZELJ", "U0NIHN"} == {"U0OLGA", "U0SAM", "U0EVIL"}
+
+
+def test_a_long_statement_comes_whole_and_is_evidence_by_its_hash(log: Database, tmp_path: Path) -> None:
+    """What an entry holds only the beginning of lies beside it; changed it is found, and pruned it is said."""
+    writer = nights(log)
+    whole = b"SELECT 1 -- " + b"x" * 40_000
+    hashed = hashlib.sha256(whole).hexdigest()
+    gone = "0" * 64
+    for name in (hashed, gone, "../../etc/passwd"):
+        data = {"source": "orders-pg", "text": "SELECT 1", "payload": {"sha256": name, "bytes": len(whole)}}
+        writer.entry("BG-7KQ2", "command:run", data=data)
+    with log.write() as session:
+        session.add(Payload(sha256=hashed, body=whole, last_seq=0))
+    writer.sign()
+    summary, data = take(log, request_id="BG-7KQ2")
+    members = unpack(data)
+    assert [name for name in members if name.startswith("payloads/")] == [f"payloads/{hashed}.txt"]
+    assert members[f"payloads/{hashed}.txt"] == whole
+    assert f"payloads/{hashed}.txt" in members["requests/BG-7KQ2.html"].decode()
+    assert summary.missing == (f"The long text with the SHA-256 {gone} is not kept any more.",)
+    said = findings(data, tmp_path)  # that it was used after its end, which is so
+    changed = members | {f"payloads/{hashed}.txt": whole.replace(b"1", b"2", 1)}
+    altered = f"altered None: payloads/{hashed}.txt is not the text whose hash is its name."
+    assert sorted(findings(with_manifest(changed), tmp_path)) == sorted([*said, altered])
+    assert not [name for name in unpack(take(log, request_id="BG-DENY")[1]) if name.startswith("payloads/")]
 
 
 def test_one_request_is_complete_by_its_closing_entry(log: Database, tmp_path: Path) -> None:

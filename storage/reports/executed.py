@@ -77,7 +77,7 @@ def marks(one: Command) -> str:
     if one.redacted:
         found.append(f"{one.redacted} redacted")
     if one.whole is not None:
-        found.append(f"cut: {one.whole} bytes, SHA-256 {one.sha256}")
+        found.append(f"cut: {one.whole} bytes, whole in payloads/{one.sha256}.txt of a bundle")
     return ", ".join(mark for mark in found if mark)
 
 
