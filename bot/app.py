@@ -36,6 +36,7 @@ from bot.metrics import Metrics
 from bot.metrics import read as read_metrics
 from bot.ready_command import gather
 from bot.thread import ThreadFollower
+from bot.weekly import WeeklyDigest
 from storage.audit import SYSTEM, Damaged
 from storage.database import Database, DatabaseDown
 from storage.export import export
@@ -153,6 +154,7 @@ class Bot:
         ingest: Ingest | None,
         reconciler: Reconciler,
         daily: DailyLook,
+        weekly: WeeklyDigest,
         courtesy: Courtesy,
         now: Callable[[], datetime],
     ) -> None:
@@ -165,6 +167,7 @@ class Bot:
         self.ingest = ingest
         self.reconciler = reconciler
         self.daily = daily
+        self.weekly = weekly
         self._now = now
         self._handler = Listening(app, settings, courtesy)
         self._clock = BackgroundScheduler(timezone=UTC)
@@ -177,7 +180,7 @@ class Bot:
             self._reconcile, "interval", seconds=5, max_instances=1, coalesce=True, misfire_grace_time=None
         )
 
-        # It asks a row, too, and does something once a day.
+        # It asks a row, too, and does something once a day, and once a week.
         self._clock.add_job(self._look, "interval", seconds=60, max_instances=1, coalesce=True, misfire_grace_time=None)
 
     def start(self) -> None:
@@ -253,6 +256,10 @@ class Bot:
             self.daily.tick(now=self._now())
         except Exception:
             log.exception("it was not seen whether every account could be opened; the next look is in minutes")
+        try:
+            self.weekly.tick(now=self._now())
+        except Exception:
+            log.exception("the week was not told; it is tried again in minutes")
 
 
 def utc_now() -> datetime:
@@ -344,6 +351,7 @@ def build(
         daily=DailyLook(
             database, lambda at: judge(policy, gather(settings, policy, now=at, who=SYSTEM, database=database))
         ),
+        weekly=WeeklyDigest(database, lambda: desk.policy),
         courtesy=courtesy,
         now=now,
     )

@@ -3,7 +3,7 @@
 Rules
 -----
 * A post is about consecutive entries. One about commands and sessions is about nothing else, and has no upper bound but
-  :data:`MOST_TOGETHER`; any other has at most as many entries as one post can show.
+  :data:`MOST_TOGETHER`; the weekly digest has one of its own; any other has at most as many entries as one can show.
 * Of many commands only the first few are read here; the rest are counted by the database.
 * A batch that was tried, or whose file is owed, stays the same batch.
 """
@@ -20,6 +20,7 @@ from bot.cursors import FILES, tried_batch
 from storage import commands
 from storage.audit import read_entries
 from storage.models import Entry, Post
+from workflows.digest import POST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,15 @@ class Batch:
         """Whether it is about commands and sessions."""
         return self.records[0].event in commands.MANY
 
+    @property
+    def is_digest(self) -> bool:
+        """Whether it is the weekly digest, to be drawn as one."""
+        return _is_alone(self.records[0])
+
+
+def _is_alone(record: Record) -> bool:
+    return record.event == POST and record.refused is None and not record.is_pruned
+
 
 def next_batch(session: Session, request_id: str, cursor: int) -> Batch | None:
     """Return what comes after the cursor; None when nothing does."""
@@ -64,8 +74,10 @@ def next_batch(session: Session, request_id: str, cursor: int) -> Batch | None:
         return None
     is_many = records[0].event in commands.MANY
     own = [*records]
+    if _is_alone(records[0]):
+        return Batch(records[:1], records[0].seq, 1, tried, len(records) > 1)
     for place, record in enumerate(records):
-        if (record.event in commands.MANY) is not is_many:
+        if _is_alone(record) or (record.event in commands.MANY) is not is_many:
             own = records[:place]
             break
     is_followed = len(own) < len(records)

@@ -114,9 +114,13 @@ def say(method: Callable[..., Any], message: Message, **args: object) -> Any:  #
     return call(method, text=message.text[:_MOST_PLAIN], blocks=[], **args)
 
 
-def upload(client: WebClient, name: str, data: bytes) -> str:
-    """Bring a file's bytes to Slack, where nobody sees them before :func:`share`; return its id. As :func:`call`."""
-    offer = call(client.files_getUploadURLExternal, filename=name, length=len(data))
+def upload(client: WebClient, name: str, data: bytes, described: str = "") -> str:
+    """Bring a file's bytes to Slack, where nobody sees them before :func:`share`; return its id. As :func:`call`.
+
+    ``described``: what a picture shows, for who cannot see it; at most 1000 characters.
+    """
+    more = {"alt_txt": described} if described else {}
+    offer = call(client.files_getUploadURLExternal, filename=name, length=len(data), **more)
     handlers: list[BaseHandler] = [] if client.ssl is None else [HTTPSHandler(context=client.ssl)]
     if client.proxy:
         handlers.append(ProxyHandler({"http": client.proxy, "https": client.proxy}))

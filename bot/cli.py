@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from bot import (
     approve_command,
     capture_command,
+    digest_command,
     export_command,
     follower_commands,
     log_commands,
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     open_command.add(commands)
     ready_command.add(commands, who=_me)
     show_command.add(commands)
+    digest_command.add(commands)
     export_command.add(commands, who=_me)
     log_commands.add(commands, who=_me)
     retention_commands.add(commands, who=_me)

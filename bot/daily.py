@@ -2,8 +2,7 @@
 
 Rules
 -----
-* What ``breakglass ready`` would find is looked at once a day, over all bots on one database: a row says when it is
-  due. Whoever dies while looking has not looked.
+* What ``breakglass ready`` would find is looked at once a day, over all bots on one database (``due.py``).
 * When an account is red, that is one entry, ``ready:fail``, which the thread follower posts; nothing is posted here.
 * When a part does not answer it is looked again in ten minutes. What cannot be said for an hour is said to be unknown.
 * The first look is an hour after the first start: a new installation is being set up.
@@ -14,9 +13,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from bot.due import Due
 from storage.audit import SYSTEM, append
-from storage.holder import is_held, new_holder
-from storage.models import Feed
 from workflows.readiness import FAIL, Severity
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ FIRST: Final = timedelta(hours=1)
 EVERY: Final = timedelta(days=1)
 AGAIN: Final = timedelta(minutes=10)
 TRIES: Final = 6  # without an answer
-_HOLD: Final = timedelta(minutes=10)  # for how long a look that vanished keeps others from looking
 _MOST_ACCOUNTS: Final = 10  # in one entry
 _MOST_FINDINGS: Final = 4  # of one account
 _MOST_WORDS: Final = 300
@@ -43,51 +40,28 @@ class DailyLook:
     """Looks when it is due. ``look`` returns how each account stands at that time."""
 
     def __init__(self, database: Database, look: Callable[[datetime], Sequence[Readiness]]) -> None:
-        self._database = database
+        self._due = Due(database, CLAIM, lambda now: now + FIRST)
         self._look = look
-        self._holder = new_holder()
 
     def tick(self, *, now: datetime) -> bool:
         """Look if it is due; return whether an entry was written. Raises DatabaseDown."""
-        if not self._take(now):
+        if not self._due.take(now=now):
             return False
         return self._say(self._look(now), now)
-
-    def _take(self, now: datetime) -> bool:
-        with self._database.read() as session:
-            row = session.get(Feed, CLAIM)
-            if row is not None and not _is_due(row, now):
-                return False
-        with self._database.write() as session:
-            row = session.get(Feed, CLAIM)
-            is_new = row is None
-            row = row or Feed(follower=CLAIM[0], request_id=CLAIM[1], seq=-1, retry_at=now + FIRST)
-            is_taken = not is_new and _is_due(row, now)
-            if is_taken:
-                row.holder, row.held_until = self._holder, now + _HOLD
-            session.add(row)
-        return is_taken
 
     def _say(self, found: Sequence[Readiness], now: datetime) -> bool:
         """Write what was found, in one transaction with when it is looked at next."""
         wrong = [one for one in found if one.verdict is not None]
         is_red = any(one.verdict is Severity.RED for one in wrong)
-        with self._database.write() as session:
-            row = session.get(Feed, CLAIM)
-            if row is None or row.holder != self._holder:
-                return False  # it took too long, and somebody else looks by now
-            row.holder, row.held_until = None, None
+        with self._due.finish() as (session, row):
+            if row is None:
+                return False
             is_known = not wrong or is_red or row.failures + 1 >= TRIES
             row.retry_at = now + (EVERY if is_known else AGAIN)
             row.failures = 0 if is_known else row.failures + 1
             if wrong and is_known:
                 row.seq = append(session, event=FAIL, at=now, actor=SYSTEM, data=_data(wrong)).seq
-            session.add(row)
         return bool(wrong) and is_known
-
-
-def _is_due(row: Feed, now: datetime) -> bool:
-    return not is_held(row, now) and (row.retry_at is None or row.retry_at <= now)
 
 
 def _data(wrong: Sequence[Readiness]) -> dict[str, JSON]:

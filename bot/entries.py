@@ -20,6 +20,7 @@ from bot import commands
 from bot.blockkit import Block, copyable, escape, label, mention, person, plain, plural, typed, when
 from storage import commands as told
 from storage.models import Outcome, State
+from workflows.digest import POST as DIGEST
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
 from workflows.readiness import FAIL as READY
@@ -564,6 +565,12 @@ def _ready_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wo
     return f"{head} {' '.join(said)}{more} `breakglass ready` says everything.", []
 
 
+def _digest_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    counts = record.data.get("counts")
+    week = counts.get("week") if isinstance(counts, dict) else ""
+    return f"The week's figures were told ({escape(str(week), 20)}).", []
+
+
 def _trial_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
     data = record.data
     level = escape(f"{data.get('account', '')}/{data.get('level', '')}", 100)
@@ -628,6 +635,7 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         APPLY: _apply_line,
         ALARM: _stray_line,
         CLEAR: _clear_line,
+        DIGEST: _digest_line,
         READY: _ready_line,
         TRY: _trial_line,
         TRIED: _trial_line,

@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from bot import asked, commands, drill_views, views
+from bot import asked, attachments, commands, drill_views, views
 from bot.batches import Batch, has_only_commands, next_batch, owed_file
 from bot.calls import (
     DELETED,
@@ -593,9 +593,8 @@ class ThreadFollower:
         request_id = claim.unit.request_id
         if found:
             claim.later(setting(request_id, f"{LINES}{batch.first}-{batch.last}", **found))
-        if batch.has_commands and batch.count >= commands.FILE_FROM:
+        if (key := attachments.key_of(batch)) is not None:
             _note(self._summed, claim.unit, time.monotonic())
-            key = f"{FILES}{batch.first}-{batch.last}"
             claim.later(setting(request_id, key, target=target, first_seq=batch.first, last_seq=batch.last))
             self._cursors.write(claim)
         else:
@@ -603,6 +602,8 @@ class ThreadFollower:
 
     def _message(self, claim: Claim, case: Case | None, batch: Batch, ended: Fate | None) -> views.Message:
         """Draw a batch."""
+        if batch.is_digest:
+            return attachments.digest(batch)
         if not batch.has_commands:
             records = batch.records
             mentions = self._mentions(claim, case, records)
@@ -684,11 +685,8 @@ class ThreadFollower:
                     return True
                 case _Found.ABSENT:
                     pass
-        first, last = owed.first_seq or 0, owed.last_seq
-        name = commands.file_name(request_id, first, last or 0)
         with self._database.read() as session:
-            listed = told.each(session, request_id, first=first, last=last)
-            data = b"".join(commands.file_lines(request_id, listed))
+            file = attachments.make(session, owed)
         channel = owed.target if card is None else card.channel or card.target
         lanes = (f"channel {channel}", "files.completeUploadExternal")
         if not self._enter(claim, lanes):
@@ -696,15 +694,14 @@ class ThreadFollower:
         began = None
         try:
             self._outlive_a_call(claim)
-            file_id = upload(self._client, name, data)
+            file_id = upload(self._client, file.name, file.data, file.described)
             began = owed.tried_at or self._now()
             self._cursors.write(claim, setting(request_id, key, tried_at=began))
-            title = f"Commands of {request_id}" if request_id else "Commands that no request explains"
-            share(self._client, file_id, title, channel, None if card is None else card.ts)
+            share(self._client, file_id, file.title, channel, None if card is None else card.ts)
         except TroubleError as trouble:
             if trouble.wait is None and (trouble.reason in NO_FILES or claim.failures >= _FILE_TRIES):
                 # The thread is worth more than the list, which the window and an export have, too.
-                log.warning("%s: %s is given up: %s", request_id, name, trouble.reason)
+                log.warning("%s: %s is given up: %s", request_id, file.name, trouble.reason)
                 claim.later(setting(request_id, key, picture=GONE + trouble.reason))
                 return True
             may_exist_since = owed.tried_at if trouble.is_sure else began
@@ -850,8 +847,7 @@ class ThreadFollower:
             answer = call(method, **args)
             for message in answer.get("messages", ()):
                 if post.key.startswith(FILES):
-                    name = commands.file_name(post.request_id, post.first_seq or 0, post.last_seq or 0)
-                    if has_file(message, self._user_id, name):
+                    if has_file(message, self._user_id, attachments.name_of(post)):
                         return str(message["ts"])
                     continue
                 payload = payload_of(message, self._user_id)

@@ -9,7 +9,7 @@ Rules
 * What becomes part of a Slack message is held to a form that cannot break out of it; the settings of an engine are
   checked by ``LevelSettings``, and its findings are reported with their lines. The section ``log`` is read by
   ``log_rules.py``, ``retention`` by ``retention_rules.py``, ``captures`` by ``capture_rules.py``, an account's
-  ``drill`` by ``drill_rules.py``.
+  ``drill`` by ``drill_rules.py``, ``digest`` by ``digest_rules.py``.
 
 Pure but :func:`load`, which reads a file. The judging is in ``policy.py``, from where everything here is imported.
 """
@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import yaml
 
-from workflows import capture_rules, delivery, drill_rules, log_rules, retention_rules
+from workflows import capture_rules, delivery, digest_rules, drill_rules, log_rules, retention_rules
 from workflows.capture_rules import Need
 from workflows.delivery import Delivery
+from workflows.digest_rules import DigestRules
 from workflows.engines import ENGINES, LevelSettings
 from workflows.engines.seam import ControlGroup
 from workflows.errors import BreakGlassError, Invalid
@@ -156,6 +157,7 @@ class Policy:
     captures: Mapping[str, SourceRules] = field(
         default_factory=lambda: MappingProxyType({})
     )  # where executed commands come from
+    digest: DigestRules = field(default_factory=DigestRules)  # when the week is told
 
     def everyone(self) -> tuple[str, ...]:
         """Return every user id and group that the policy names, each once, in the order of the file."""
@@ -464,7 +466,7 @@ class _Reader:
             return None
         lists = ("leadership", "security", "reviewers", "auditors")
         keys = ("version", "incident_channel", *lists, "review_within", "accounts")
-        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention", "captures"))
+        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention", "captures", "digest"))
         if "version" in top:
             self.number(top["version"], 1, 1)
         if "captures" in top:
@@ -491,6 +493,7 @@ class _Reader:
             log=log_rules.read(self, top["log"]) if "log" in top else None,
             retention=retention_rules.read(self, top["retention"]) if "retention" in top else None,
             captures=self._sources,
+            digest=digest_rules.read(self, top["digest"]) if "digest" in top else DigestRules(),
         )
 
     def account(self, name: str, at: _At) -> Account:

@@ -468,7 +468,7 @@ class WebApi:
             length = int(args.get("length") or 0)
         except ValueError:
             raise SlackError("invalid_arguments") from None
-        if not name or length < 1:
+        if not name or length < 1 or len(str(args.get("alt_txt") or "")) > 1000:
             raise SlackError("invalid_arguments")
         file_id = f"F0{token_hex(4).upper()}"
         path = f"/files/{file_id}/{name.replace('/', '_')}"
@@ -476,6 +476,7 @@ class WebApi:
             "id": file_id,
             "name": name,
             "title": name,
+            **({"alt_txt": str(args["alt_txt"])} if args.get("alt_txt") else {}),
             "mimetype": mimetypes.guess_type(name)[0] or "application/octet-stream",
             "filetype": name.rpartition(".")[2] or "binary",
             "user": BOT_USER,

@@ -583,7 +583,14 @@ class Workspace:
             }
         if message.files:
             body["files"] = [
-                {"id": f["id"], "name": f["name"], "title": f["title"], "size": f["size"], "url": f["path"]}
+                {
+                    "id": f["id"],
+                    "name": f["name"],
+                    "title": f["title"],
+                    "size": f["size"],
+                    "url": f["path"],
+                    **({"alt": f["alt_txt"]} if "alt_txt" in f else {}),
+                }
                 for f in message.files
             ]
         if message.reactions:

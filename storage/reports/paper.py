@@ -514,6 +514,11 @@ class _Sheet:
         return bytes(self.pdf.output())
 
 
+def face(*, bold: bool = False) -> Path:
+    """Return the file of the text face, for who draws something else with it."""
+    return _face(_BOLD if bold else _TEXT)
+
+
 def _face(name: str) -> Path:
     return _folder() / name
 

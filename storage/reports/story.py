@@ -598,6 +598,7 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "policy:text": _plain("A part of the policy's text was put on record."),
     "access:alarm": _alarm_sentence,
     "access:clear": _plain("What was alarmed about emergency access is as it should be again."),
+    "digest:post": _plain("The week's figures of emergency access were told."),
     "ready:fail": _plain("An account could not have been opened, had it been needed."),
     "copy:behind": _plain("A copy of the log outside was behind."),
     "copy:caught_up": _plain("A copy of the log outside had caught up."),

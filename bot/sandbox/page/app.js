@@ -799,8 +799,10 @@ function fileCard(file) {
   const url = new URL(file.url, location.href), name = file.title || file.name;
   const ours = url.origin === location.origin;
   if (ours) url.searchParams.set("as", state.me);
-  return el("a", { class: "file", href: safeUrl(url.href), target: "_blank", rel: "noopener noreferrer", download: ours && file.name, data: { fileId: file.id } },
-    icon("file"), el("span", {}, el("strong", { text: name }), el("small", { text: `${file.name} · ${size(file.size)}` })));
+  // A PNG is shown, as Slack does; anything else could be a page, which is only ever downloaded.
+  const picture = ours && /\.png$/i.test(file.name) && el("img", { class: "picture", src: safeUrl(url.href), alt: file.alt || name });
+  return el("a", { class: picture ? "file pictured" : "file", href: safeUrl(url.href), target: "_blank", rel: "noopener noreferrer", download: ours && file.name, data: { fileId: file.id } },
+    picture || icon("file"), el("span", {}, el("strong", { text: name }), el("small", { text: `${file.name} · ${size(file.size)}` })));
 }
 const isReply = (message) => message.thread_ts && message.thread_ts !== message.ts;
 const authorOf = (message) => message.username || nameOf(message.user);
