@@ -79,7 +79,7 @@ def quorum(database: Database, name: str, at: datetime) -> None:
 
 
 def lived(database: Database) -> None:
-    """Fill five weeks: before, two uses a week apart; in the week, two uses, a denial, a lapse and a drill."""
+    """Fill five weeks: before, two uses a week apart; in the week, two uses, a denial, a lapse, two drills."""
     first = MONDAY - timedelta(weeks=30)
     with database.write() as session:
         append(session, event="policy:load", at=first, actor=SYSTEM)
@@ -111,6 +111,7 @@ def lived(database: Database) -> None:
     add(database, decision(request_id="BG-DENY", answer="deny", at=MONDAY + DAY + MINUTE))
     case("BG-LAPS", MONDAY + 2 * DAY, State.LAPSED)
     case("BG-TEST", MONDAY + 2 * DAY, State.REVIEWED, 1, verdict=drill)
+    case("BG-GOOD", MONDAY + 3 * DAY, State.ENDED, 1, drill="DR-7KQ2", level="rehearsal")
     case("BG-LATE", WEEK.end, State.ENDED, 1, review_due_at=NOW + DAY)  # of the next week
 
 
@@ -136,7 +137,7 @@ def test_the_figures_of_a_week_are_counted_from_rows_and_log(database):
         approve_p90=1200,
         reviewed=2,
         unnecessary=2,
-        drills=1,
+        drills=2,
     )
     assert [(one.week, one.asked, one.approve_median) for one in found.before] == [
         ("2026-W43", 0, None),
@@ -301,7 +302,7 @@ WORDS = (
     "the usual way would have done 1 of 1. *This rule needs work.*",
     "No use of these accounts since 2026-05-27 (180 days): payroll.",
     "No use of these levels since 2026-05-27 (180 days): orders-db/write.",
-    "1 drill, usually 0. No figure above counts them.",
+    "2 drills, usually 0. No figure above counts them.",
 )
 
 

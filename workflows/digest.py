@@ -46,7 +46,7 @@ _MOST_NAMES: Final = 20
 
 def is_drill(request: Request, review: Review | None = None) -> bool:
     """Whether it was a rehearsal: it was opened as one, or its reviewer says so."""
-    return getattr(request, "drill", None) is not None or (review is not None and review.outcome == Outcome.DRILL)
+    return request.drill is not None or (review is not None and review.outcome == Outcome.DRILL)
 
 
 # --- the rows ---------------------------------------------------------------------------------------------------------
@@ -79,11 +79,9 @@ def gather(session: Session, week: Week) -> Facts:
     used = (
         select(Request.account, Request.level, func.max(Grant.issued_at))
         .join(Grant, col(Grant.request_id) == col(Request.id))
-        .where(col(Grant.issued_at).is_not(None), col(Grant.issued_at) < end)
+        .where(col(Grant.issued_at).is_not(None), col(Grant.issued_at) < end, col(Request.drill).is_(None))
         .group_by(col(Request.account), col(Request.level))
     )
-    if (drill := getattr(Request, "drill", None)) is not None:
-        used = used.where(drill.is_(None))
     return Facts(
         session.exec(select(Request).where(wanted(col(Request.id))).order_by(col(Request.opened_at))).all(),
         session.exec(select(Decision).where(wanted(col(Decision.request_id)))).all(),
@@ -311,8 +309,8 @@ def _unused(facts: Facts, policy: Policy, earliest: datetime) -> tuple[tuple[str
     """Return the accounts of the policy that nobody used since then, and the levels of those that somebody did."""
     accounts, levels = [], []
     for name, account in policy.accounts.items():
-        unused = [level for level in account.levels if facts.last_used.get((name, level), earliest) <= earliest]
-        if len(unused) == len(account.levels):
+        unused = [level for level in account.real_levels if facts.last_used.get((name, level), earliest) <= earliest]
+        if len(unused) == len(account.real_levels):
             accounts.append(name)
         else:
             levels += [f"{name}/{level}" for level in unused]
