@@ -21,8 +21,10 @@ import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from datetime import timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo
 
 from bot.calls import TroubleError, call, quiet_client
 from workflows.errors import Unavailable
@@ -30,6 +32,7 @@ from workflows.policy import Person
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from datetime import tzinfo
 
     from slack_bolt import App
     from slack_sdk import WebClient
@@ -294,7 +297,24 @@ class SlackDirectory:
             is_deleted=bool(user.get("deleted", True)),
             is_foreign=team != self._team or bool(user.get("is_stranger")),
             is_away=_is_away(profile),
+            handles=tuple(str(one) for one in (user.get("name"), profile.get("display_name")) if one),
+            zone=_zone(user),
         )
+
+
+def _zone(user: Mapping[str, Any]) -> tzinfo | None:
+    """Return where somebody is: by name, which knows summer time, else by the hours of now. None: Slack does not say.
+
+    A name that this machine does not know must not keep anybody from saying that they are away.
+    """
+    try:
+        return ZoneInfo(str(user["tz"]))
+    except (KeyError, ValueError, OSError):  # ZoneInfoNotFoundError is a KeyError
+        pass
+    seconds = user.get("tz_offset")
+    if isinstance(seconds, int) and not isinstance(seconds, bool) and abs(seconds) < 86400:
+        return timezone(timedelta(seconds=seconds))
+    return None
 
 
 def _is_away(profile: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from bot import commands
 from bot.blockkit import Block, copyable, escape, label, mention, person, plain, plural, typed, when
 from storage import commands as told
 from storage.models import Outcome, State
+from workflows.absence import AWAY, BACK
 from workflows.digest import POST as DIGEST
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
@@ -64,6 +65,8 @@ _VERBS: Final[Mapping[str, str]] = MappingProxyType(
         "log:export": "export the log",
         HOLD: "put it under legal hold",
         LET_GO: "end its legal hold",
+        AWAY: "say that they are away",
+        BACK: "say that they are back",
         PROPOSE: "propose what is pruned",
         CONFIRM: "confirm what is pruned",
         REJECT: "reject what is to be pruned",
@@ -125,7 +128,21 @@ def _approve_line(record: Record, who: str, case: Case | None, _name: str) -> Wo
     seconds = _number(data, "granted_seconds")
     less = case is not None and seconds < case.request.asked_seconds
     shorter = f", for {say_duration(timedelta(seconds=seconds))} only" if less else ""
+    who += _in_place(data)
     return f"{who} approved ({_number(data, 'have')} of {_number(data, 'need')}){shorter}.", []
+
+
+def _in_place(data: Mapping[str, Any]) -> str:
+    """Say for whom a deputy answered."""
+    places = [mention(str(one)) for one in _listed(data, "for")]
+    return f", for {' and '.join(places)}," if places else ""
+
+
+def _away_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    until, deputy = _moment(record.data.get("until")), record.data.get("deputy")
+    till = f" until {when(until)}" if until else ""
+    named = f" {mention(str(deputy))} stands in, where the policy lists them." if deputy else ""
+    return f"{who} is *away*{till}.{named}", []
 
 
 def _quorum_line(record: Record, _who: str, case: Case | None, _name: str) -> Words:
@@ -135,7 +152,7 @@ def _quorum_line(record: Record, _who: str, case: Case | None, _name: str) -> Wo
 
 
 def _deny_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
-    return f"{who} *denied* it:", [typed(str(record.data.get("reason", "")))]
+    return f"{who}{_in_place(record.data)} *denied* it:", [typed(str(record.data.get("reason", "")))]
 
 
 def _lapse_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
@@ -624,6 +641,8 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         "capture:up": _up_line,
         "capture:unreadable": _unreadable_line,
         "log:export": _export_line,
+        AWAY: _away_line,
+        BACK: lambda _r, who, _c, _p: (f"{who} is back.", []),
         "request:close": _close_line,
         "policy:load": _policy_line,
         "policy:text": _policy_line,

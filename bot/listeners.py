@@ -25,12 +25,13 @@ from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import commands, modals, views
+from bot import away_command, commands, modals, views
 from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
 from storage.audit import Actor
 from storage.models import Outcome
 from workflows import policy as rules
+from workflows.away_desk import AwayDesk
 from workflows.desk import Ask, Findings, FollowUp
 from workflows.engines.naming import REQUEST
 from workflows.errors import BreakGlassError, Conflict, Invalid, Unavailable
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 _BUTTON: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,9})")
 _PROPOSAL: Final = re.compile(r"([0-9]{1,18}) ([0-9a-f]{64})")
 _COMMANDS: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,6})")
-_SUBCOMMANDS: Final = ("help", "status", "review", "export", "hold", "unhold")
+_SUBCOMMANDS: Final = ("help", "status", "review", "export", "hold", "unhold", "away", "back")
 
 
 def register(
@@ -72,7 +73,8 @@ def register(
     between tries (seconds). ``first`` is entered while somebody looks at an empty window: other work may wait.
     """
     retention = RetentionDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
-    front = _Front(desk, retention, now, export, pause, first)
+    away = AwayDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
+    front = _Front(desk, retention, away, now, export, pause, first)
     app.command(views.COMMAND)(front.command)
     for action_id, clicked in (
         (views.ASK, front.ask),
@@ -216,6 +218,7 @@ class _Front:
 
     desk: Desk
     retention: RetentionDesk
+    away: AwayDesk
     now: Callable[[], datetime]
     export: Export | None
     pause: Callable[[float], None]
@@ -243,6 +246,9 @@ class _Front:
                 request_id = _request_id("export", words[1:])
                 ack()
                 respond(self._send_log(actor_of(body), request_id), response_type="ephemeral")
+            case "away" | "back":
+                ack()
+                respond(self._away(actor_of(body), words), response_type="ephemeral")
             case "hold" | "unhold":
                 request_id = _request_id(first, words[1:])
                 ack()
@@ -274,6 +280,9 @@ class _Front:
             return f"{request_id} is under legal hold: nothing of it is pruned."
         self.retention.release(actor, request_id, reason, now=self.now())
         return f"The legal hold of {request_id} has ended."
+
+    def _away(self, actor: Actor, words: Sequence[str]) -> str:
+        return away_command.answer(self.away, self.desk.directory, actor, words, now=self.now())
 
     def _no_such(self, actor: Actor, word: str) -> str:
         names = [account.name for account in self.desk.accounts_for(actor.person)]
@@ -363,7 +372,8 @@ class _Front:
         click = _click(body)
         self.desk.approve(click.actor, click.request_id, click.version, now=self.now())
         ack()
-        self._answer(body, client, self._approved(click.request_id))
+        said = self._approved(click.request_id) + away_command.note(self.away, click.actor, now=self.now())
+        self._answer(body, client, said)
 
     def shorten_form(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Open the form that approves for less."""
@@ -567,7 +577,7 @@ class _Front:
         client.views_publish(user_id=actor.person, view=view)
 
     def _home(self, actor: Actor) -> modals.View:
-        agenda = self.desk.agenda(actor)
+        agenda = self.desk.agenda(actor, now=self.now())
         return modals.home(
             self.desk.policy, waiting=agenda.waiting, mine=agenda.mine, reviews=agenda.reviews, now=self.now()
         )

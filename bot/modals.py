@@ -537,6 +537,7 @@ def help_text() -> str:
             f"`{command}` opens the form. `{command} orders-db read 15m checkout is down` opens it filled in.",
             f"`{command} status` lists what is open for you; `{command} status BG-7KQ2` shows one request.",
             f"`{command} review BG-7KQ2` opens the review form, for reviewers.",
+            f"`{command} away until friday @deputy` says who is asked besides you; `{command} back` ends it.",
             f"`{command} export BG-7KQ2` sends you its log, for auditors.",
             f"`{command} hold BG-7KQ2 why` keeps its log from being pruned, for auditors and security.",
             f"`{command} unhold BG-7KQ2 why` ends that.",

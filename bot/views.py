@@ -277,6 +277,9 @@ def _votes(case: Case, policy: Policy) -> str:
     lines = [f"*Approved* ({_tally(case, policy)}): {people(_approvers(case))}"]
     if _is_open_to(case, Action.APPROVE):
         lines.append(f"*Asked*: {people(asked)}")
+    if row.deputies:
+        places = (f"{mention(one)} for {people(whom)}" for one, whom in row.deputies.items())
+        lines.append(f"*Standing in*: {'; '.join(places)}")
     if row.granted_seconds is not None and row.granted_seconds < row.asked_seconds:
         lines.append(f"*Granted*: {say_duration(_granted(case))}, less than was asked for")
     return "\n".join(lines)

@@ -127,6 +127,8 @@ class Request(SQLModel, table=True):
     quorum: int = Field(nullable=False)
     custodians: list[str] = _json()  # user ids asked, as resolved at the opening
     channel: str = Field(nullable=False)  # the incident channel at the opening
+    # by user id of those of them who were asked in somebody's place: in whose. None: nobody was
+    deputies: dict[str, list[str]] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     public_key: str | None = Field(default=None, sa_column=Column(Text))  # to be signed, where the engine signs one
 
     asked_seconds: int = Field(nullable=False)
@@ -223,6 +225,34 @@ class Review(SQLModel, table=True):
     findings: str = Field(sa_column=Column(Text, nullable=False))
     follow_ups: list[dict[str, str]] = _json()  # each {"what", "owner", "due"}
     filed_at: datetime = _time()
+
+
+class Absence(SQLModel, table=True):
+    """Somebody is away until a stated time, and may have named who stands in. They say so of themselves only.
+
+    ``ended_at``: they said that they are back, or something else; None also after ``until`` has passed.
+    """
+
+    __tablename__: ClassVar[Any] = "absence"
+    __table_args__ = (
+        Index(
+            "one_open_absence",
+            "team",
+            "person",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        CheckConstraint("deputy IS NULL OR deputy <> person", name="never_own_deputy"),
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    team: str = Field(nullable=False)
+    person: str = Field(nullable=False)
+    since: datetime = _time()
+    until: datetime = _time()
+    deputy: str | None = None
+    ended_at: datetime | None = _time(nullable=True)
 
 
 class Entry(SQLModel, table=True):

@@ -542,10 +542,15 @@ def test_the_agenda_is_what_concerns_a_person(counter):
     def ids(cases):
         return [case.request.id for case in cases]
 
-    assert ids(counter.agenda(CHEN).waiting) == [pending.id]
-    assert ids(counter.agenda(RITA).mine) == [pending.id, done.id]
-    assert ids(counter.agenda(SAM).reviews) == [done.id]
-    assert counter.agenda(OLGA).waiting == counter.agenda(OLGA).mine == counter.agenda(OLGA).reviews == ()
+    assert ids(counter.agenda(CHEN, now=counter.now).waiting) == [pending.id]
+    assert ids(counter.agenda(RITA, now=counter.now).mine) == [pending.id, done.id]
+    assert ids(counter.agenda(SAM, now=counter.now).reviews) == [done.id]
+    assert (
+        counter.agenda(OLGA, now=counter.now).waiting
+        == counter.agenda(OLGA, now=counter.now).mine
+        == counter.agenda(OLGA, now=counter.now).reviews
+        == ()
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the record

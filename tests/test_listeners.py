@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from counter import CARL, CHEN, PATIENCE, POLICY, RITA, SAM, TEAM, Counter
+from counter import CARL, CHEN, OLGA, PATIENCE, POLICY, RITA, SAM, TEAM, Counter
 from sandbox_app import bolted, client_of
 from slack_bolt import App
 
@@ -769,3 +769,25 @@ def test_a_guest_is_not_shown_the_commands(office):
     guest.click(message, views.SHOW_COMMANDS)
     view = wait_for(lambda: next((v for v in [guest.view()] if v and "full members" in str(v["blocks"])), None))
     assert "SELECT" not in str(view["blocks"])
+
+
+def test_somebody_says_that_they_are_away_and_is_told_what_was_understood(office):
+    """The command reads the time where the person is, finds the deputy by name, and can be shown and ended."""
+    text = office.desk.policy.text.replace("custodians: [U0CARL,", "deputies: [U0OLGA]\n    custodians: [U0CARL,")
+    office.desk.policy = rules.parse(text, name="with deputies")
+    office.driver.change_person("U0CARL", tz="Asia/Tokyo")
+    office.as_(CARL).command("/breakglass away until tomorrow 8:30 @olga", ROOM)
+    said = office.told(CARL, "You are away until")
+    assert "08:30 (UTC+09:00)" in said
+    assert "<@U0OLGA> is asked besides you" in said
+    office.as_(CARL).command("/breakglass away until tomorrow @sam", ROOM)
+    assert "<@U0OLGA>" in office.told(CARL, "Nobody of that name may stand in for you")
+    office.as_(CARL).command("/breakglass away @olga until friday", ROOM)
+    office.told(CARL, "Everybody says this of themselves")
+    row = office.desk.ask(level="write", minutes=10)
+    assert office.as_(CARL).click(office.draw(row, views.ask, to=CARL.person), views.APPROVE)["acknowledged"]
+    office.told(CARL, "You are marked as away; “/breakglass back” ends that.")
+    office.as_(OLGA).command("/breakglass away", ROOM)
+    office.told(OLGA, "and named you")
+    office.as_(CARL).command("/breakglass back", ROOM)
+    office.told(CARL, "Welcome back.")

@@ -22,7 +22,7 @@ from sqlmodel import col, select
 from storage import commands
 from storage.audit import SYSTEM
 from storage.models import Answer, Decision, Outcome, Request, Review, State
-from workflows import nudging
+from workflows import absence, nudging
 from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
 from workflows.engines import ENGINES
@@ -33,7 +33,7 @@ from workflows.lifecycle import Action, Role, allowed_roles, now_is, step
 from workflows.ssh_keys import read_public_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sqlmodel import Session
 
@@ -139,11 +139,11 @@ class Desk(Issuer):
             rows = [r for r in session.exec(query) if person is None or person in (r.requester, *r.custodians)]
             return [case_of(session, row.id) for row in rows]
 
-    def agenda(self, actor: Actor) -> Agenda:
+    def agenda(self, actor: Actor, *, now: datetime) -> Agenda:
         """Return what is open and concerns the actor. Raises :class:`NotAllowed` for people of other workspaces."""
         self._own_team(actor)
         person, cases = actor.person, self.open_cases()
-        roster = rules.gather(self.directory, self.policy, None, (person,))
+        roster = self._roster(None, (person,), now)
 
         def theirs(role: Role, action: Action) -> tuple[Case, ...]:
             return tuple(
@@ -160,6 +160,7 @@ class Desk(Issuer):
                     requester=case.request.requester,
                     approvers=case.approvers,
                     asked=case.request.custodians,
+                    stood_in=case.request.deputies or {},
                 )
             )
 
@@ -176,7 +177,7 @@ class Desk(Issuer):
         (a command instead of a button) nothing can be stale.
         """
         with self.attempt(actor, action, request_id, now=now):
-            roster = self._gather(actor, request_id)
+            roster = self._gather(actor, request_id, now)
             with self._read() as session:
                 case = case_of(session, request_id)
             self._not_stale(case.request, case.request.version if version is None else version)
@@ -223,7 +224,7 @@ class Desk(Issuer):
             if drill is None or actor != SYSTEM:
                 self._own_team(actor)
             requester = actor.person if drill is None else drill.requester
-            roster = rules.gather(self.directory, self.policy, ask.account, (requester,))
+            roster = self._roster(ask.account, (requester,), now)
             verdict = rules.evaluate(
                 self.policy,
                 roster,
@@ -239,6 +240,7 @@ class Desk(Issuer):
                 is_drill=drill is not None,
             )
             account, level = _granted(verdict)
+            people = [*verdict.custodians, *verdict.deputies]
             key = _public_key(level, ask.public_key)
             with self._write() as session:
                 if ask.form_id is not None:
@@ -261,9 +263,10 @@ class Desk(Issuer):
                     reason=ask.reason.strip(),
                     standard_path=ask.standard_path.strip(),
                     incident=ask.incident.strip(),
-                    policy_hash=rules.in_force(self.policy, verdict.custodians),
+                    policy_hash=rules.in_force(self.policy, people),
                     quorum=level.quorum,
-                    custodians=list(verdict.custodians),
+                    custodians=people,
+                    deputies={one: list(places) for one, places in verdict.deputies.items()} or None,
                     channel=self.policy.incident_channel,
                     public_key=key.line if key else None,
                     asked_seconds=int(ask.duration.total_seconds()),
@@ -292,6 +295,7 @@ class Desk(Issuer):
                     data={name: getattr(row, name) for name in told}
                     | {"threshold": {"id": threshold.id, "text": threshold.text}, "lapse_at": row.lapse_at}
                     | ({"key_fingerprint": key.fingerprint} if key else {})
+                    | ({"deputies": row.deputies} if row.deputies else {})
                     | ({"drill": row.drill, "requester": requester, "team": row.team} if drill else {}),
                 )
                 return row
@@ -307,7 +311,7 @@ class Desk(Issuer):
     ) -> Request:
         """Approve, possibly for a shorter time (``within``); at quorum the request becomes approved."""
         with self.attempt(actor, Action.APPROVE, request_id, now=now):
-            roster = self._gather(actor, request_id)
+            roster = self._gather(actor, request_id, now)
             with self.turn(request_id, now=now) as turn:
                 row = turn.row
                 self._not_stale(turn.row, version)
@@ -323,11 +327,14 @@ class Desk(Issuer):
                     )
                 if any(d.person == actor.person and d.answer == Answer.APPROVE for d in said):
                     raise Conflict(f"You have already approved {row.id}; your approval counts once.", code="doubled")
-                custodians = self._custodians(roster, row)
+                custodians, stood_in = self._custodians(roster, row), row.deputies or {}
+                before = [d.person for d in said if d.answer == Answer.APPROVE and d.person in custodians]
+                absence.refuse_doubled(actor.person, before, stood_in, custodians)
                 said.append(self._decide(turn, actor, Answer.APPROVE, custodians, granted=granted))
                 in_force = said[-1].policy_hash
                 approvals = [d for d in said if d.answer == Answer.APPROVE]
                 counted = rules.counted((d.person for d in approvals), custodians, row.requester)
+                counted -= absence.doubled(counted, stood_in, custodians)
                 # A policy that became stricter meanwhile wins; one that became laxer does not.
                 quorum = max(row.quorum, level.quorum)
                 seconds = min(d.granted_seconds or row.asked_seconds for d in approvals)
@@ -336,7 +343,12 @@ class Desk(Issuer):
                     actor,
                     (Role.CUSTODIAN,),
                     policy=in_force,
-                    data={"granted_seconds": int(granted.total_seconds()), "have": len(counted), "need": quorum},
+                    data={
+                        "granted_seconds": int(granted.total_seconds()),
+                        "have": len(counted),
+                        "need": quorum,
+                        "for": stood_in.get(actor.person),
+                    },
                 )
                 if len(counted) >= quorum:
                     turn.move(
@@ -359,14 +371,14 @@ class Desk(Issuer):
         if not reason:
             raise Invalid("Say why you deny it.", fields={"reason": "Say why: the requester and the review need it."})
         with self.attempt(actor, Action.DENY, request_id, now=now):
-            roster = self._gather(actor, request_id)
+            roster = self._gather(actor, request_id, now)
             with self.turn(request_id, now=now) as turn:
                 self._not_stale(turn.row, version)
                 self._need(turn.case(), roster, actor, Action.DENY, Role.CUSTODIAN)
                 said = self._decide(turn, actor, Answer.DENY, self._custodians(roster, turn.row), reason=reason)
-                turn.move(
-                    Action.DENY, actor, (Role.CUSTODIAN,), policy=said.policy_hash, data={"reason": reason}, due_at=None
-                )
+                place = (turn.row.deputies or {}).get(actor.person)
+                data = {"reason": reason, "for": place}
+                turn.move(Action.DENY, actor, (Role.CUSTODIAN,), policy=said.policy_hash, data=data, due_at=None)
                 return turn.row
 
     def _decide(
@@ -403,7 +415,7 @@ class Desk(Issuer):
         :meth:`issue`.
         """
         with self.attempt(actor, Action.REVEAL, request_id, now=now):
-            roster = self._gather(actor, request_id)
+            roster = self._gather(actor, request_id, now)
             with self.turn(request_id, now=now) as turn:
                 self._need(turn.case(), roster, actor, Action.REVEAL, Role.REQUESTER)
                 if turn.row.drill is not None:
@@ -413,7 +425,7 @@ class Desk(Issuer):
     def reveal_drill(self, request_id: str, *, now: datetime) -> Intent:
         """Record that the bot opens a drill's credential: as :meth:`reveal`, by the table's row for drills alone."""
         row = self.row(request_id)
-        roster = rules.gather(self.directory, self.policy, row.account, (row.requester, *row.custodians))
+        roster = self._roster(row.account, (row.requester, *row.custodians), now)
         with self.turn(request_id, now=now) as turn:
             if turn.row.drill is None:
                 raise NotAllowed(f"{request_id} is no drill, so only its requester may open its credential.")
@@ -473,7 +485,7 @@ class Desk(Issuer):
         Raises :class:`Conflict` while Vault still holds it unopened: then nothing has happened.
         """
         with self.attempt(actor, Action.INTERCEPT, request_id, now=now):
-            roster = self._gather(actor, request_id)
+            roster = self._gather(actor, request_id, now)
             case = self.case(request_id)
             self._need(case, roster, actor, Action.INTERCEPT, Role.REQUESTER)
             live = next((g for g in case.grants if g.ended_at is None and g.wrap_accessor is not None), None)
@@ -517,7 +529,7 @@ class Desk(Issuer):
     ) -> Request:
         """Make a move of one person that needs nothing but the right to make it."""
         with self.attempt(actor, action, request_id, now=now):
-            roster = self._gather(actor, request_id)
+            roster = self._gather(actor, request_id, now)
             with self.turn(request_id, now=now) as turn:
                 if ended_by is None:
                     self._not_stale(turn.row, version)  # an end is never late: see release() and revoke()
@@ -540,7 +552,7 @@ class Desk(Issuer):
         if fields:
             raise Invalid("The review is not complete.", fields=fields)
         with self.attempt(actor, Action.REVIEW, request_id, now=now):
-            roster = self._gather(actor, request_id)
+            roster = self._gather(actor, request_id, now)
             with self.turn(request_id, now=now) as turn:
                 self._not_stale(turn.row, version)
                 self._need(turn.case(), roster, actor, Action.REVIEW, Role.REVIEWER)
@@ -649,13 +661,18 @@ class Desk(Issuer):
 
     # ------------------------------------------------------------------------------------ who may
 
-    def _gather(self, actor: Actor, request_id: str) -> Roster:
+    def _gather(self, actor: Actor, request_id: str, now: datetime) -> Roster:
         self._own_team(actor)
         try:
             row = self.row(request_id)
         except Invalid as missing:
             raise Conflict(missing.sentence, code="unknown_request") from None
-        return rules.gather(self.directory, self.policy, row.account, (actor.person, row.requester, *row.custodians))
+        return self._roster(row.account, (actor.person, row.requester, *row.custodians), now)
+
+    def _roster(self, account: str | None, people: Iterable[str], now: datetime) -> Roster:
+        with self._read() as session:
+            away = absence.in_force(session, self.team, now=now)
+        return rules.gather(self.directory, self.policy, account, people, absences=away)
 
     def _own_team(self, actor: Actor) -> None:
         # A shared channel shows our buttons to people of other workspaces.
@@ -677,18 +694,17 @@ class Desk(Issuer):
             requester=row.requester,
             approvers=case.approvers,
             asked=row.custodians if asked else None,
+            stood_in=row.deputies or {},
         )
         if why is not None:
             raise NotAllowed(why)
 
     def _custodians(self, roster: Roster, row: Request) -> tuple[str, ...]:
-        """Return who may approve this request now: those asked who are able custodians of the account still."""
-        return tuple(
-            person
-            for person in row.custodians
-            if Role.CUSTODIAN
-            in rules.roles(self.policy, roster, row.account, person, requester=row.requester, asked=row.custodians)
-        )
+        """Return whose approval of this request counts now: asked then, and able custodians or deputies still."""
+        account = self.policy.accounts.get(row.account)
+        if account is None:
+            return ()
+        return rules.voters(roster, account, row.requester, asked=row.custodians, stood_in=row.deputies or {})
 
     def _still_allowed(self, roster: Roster, row: Request) -> Level:
         """Judge the request again by the policy and the people as they are now."""

@@ -20,11 +20,12 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
+from datetime import timedelta, tzinfo
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
+from workflows import absence
 from workflows.errors import Invalid, NotAllowed
 from workflows.lifecycle import Role
 from workflows.log_rules import CopyRules, LogRules, SignerRules
@@ -47,7 +48,9 @@ from workflows.policy_file import (
 from workflows.retention_rules import RetentionRules
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from workflows.absence import Absent
 
 __all__ = [
     "LONGEST",
@@ -79,8 +82,11 @@ __all__ = [
     "may_prune",
     "parse",
     "parse_duration",
+    "present",
     "roles",
     "say_duration",
+    "stand_ins",
+    "voters",
 ]
 
 # Characters of what the requester writes: (least, most).
@@ -104,6 +110,8 @@ class Person:
     is_deleted: bool
     is_foreign: bool
     is_away: bool = False  # they say so themselves; no right hangs on it (``readiness.py``)
+    handles: tuple[str, ...] = field(default=(), compare=False)  # after an @: to find, never to judge
+    zone: tzinfo | None = field(default=None, compare=False)  # where they are; None: Slack does not say
 
     def inability(self) -> str | None:
         """Return why this person can hold no role ("is a guest"), or None."""
@@ -130,10 +138,20 @@ class Directory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """What the directory said: the facts about people that a verdict stands on."""
+    """What the directory said: the facts about people that a verdict stands on. ``absences``: who says to be away."""
 
     people: Mapping[str, Person]
     groups: Mapping[str, tuple[str, ...]]
+    absences: Mapping[str, Absent] = field(default_factory=lambda: MappingProxyType({}))
+
+    def with_absences(self, more: Mapping[str, Absent]) -> Roster:
+        """Return the same with these people away, too."""
+        return replace(self, absences=MappingProxyType({**self.absences, **more}))
+
+    def is_away(self, user_id: str) -> bool:
+        """Say whether the person told us, or Slack, that they are away."""
+        person = self.people.get(user_id)
+        return user_id in self.absences or (person is not None and person.is_away)
 
     def resolve(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the distinct user ids behind user ids and groups, in stated order; an unknown group gives nobody."""
@@ -148,9 +166,17 @@ class Roster:
         return person is not None and person.inability() is None
 
 
-def gather(directory: Directory, policy: Policy, account_name: str | None, also: Iterable[str] = ()) -> Roster:
+def gather(
+    directory: Directory,
+    policy: Policy,
+    account_name: str | None,
+    also: Iterable[str] = (),
+    *,
+    absences: Mapping[str, Absent] = MappingProxyType({}),
+) -> Roster:
     """Look up what is needed to judge one account (None: every account) and the global groups.
 
+    ``absences``: who is away now (:func:`workflows.absence.in_force`); without them nobody stands in for anybody.
     ``also``: the user ids of those who act; responders, leadership and security are resolved to ids but not looked up
     one by one, since such a group may be the whole company. Raises Unavailable; never fills in what it could not learn.
     """
@@ -158,7 +184,7 @@ def gather(directory: Directory, policy: Policy, account_name: str | None, also:
     judged = [*policy.reviewers, *policy.auditors]
     listed = [*policy.leadership, *policy.security]
     for account in accounts:
-        judged += [account.owner, *account.custodians]
+        judged += [account.owner, *account.custodians, *account.deputies]
         listed += account.responders
     groups: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(judged + listed):
@@ -168,7 +194,7 @@ def gather(directory: Directory, policy: Policy, account_name: str | None, also:
     for user_id in dict.fromkeys((*Roster({}, groups).resolve(judged), *also)):
         if (person := directory.person(user_id)) is not None:
             people[user_id] = person
-    return Roster(MappingProxyType(people), MappingProxyType(groups))
+    return Roster(MappingProxyType(people), MappingProxyType(groups), MappingProxyType(dict(absences)))
 
 
 # --- Who may --------------------------------------------------------------------------------------------------------
@@ -184,11 +210,13 @@ def explain(
     requester: str | None = None,
     approvers: Collection[str] = (),
     asked: Collection[str] | None = None,
+    stood_in: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> str | None:
     """Return None when ``person`` holds ``role``, else the sentence to that person that says why not.
 
     ``requester`` and ``approvers`` (user ids) are those of the request that is judged; without a requester nobody is a
-    custodian or a reviewer, because whom to exclude is not known. ``asked``: the custodians when it was opened.
+    custodian or a reviewer, because whom to exclude is not known. ``asked``: the custodians when it was opened, with
+    those who then stood in; ``stood_in``: for whom. Without ``asked`` whoever stands in now is a custodian, too.
     """
     if (sentence := _unfit(roster, person)) is not None:
         return sentence
@@ -210,6 +238,16 @@ def explain(
         return "It is not known who asked for this access, so nobody can decide about it."
     if person == requester:
         return "You asked for this access yourself, so you cannot approve it."
+    if person in stood_in or (asked is None and person not in custodians):
+        return _explain_deputy(
+            roster,
+            entry,
+            person,
+            custodians=custodians,
+            requester=requester,
+            stood_in=stood_in.get(person),
+            is_end=asked is None,
+        )
     if person not in custodians:
         return f"You are not a custodian of {entry.title}; {_listing(custodians)}."
     if asked is not None and person not in asked:
@@ -218,6 +256,41 @@ def explain(
             "so only the custodians who were asked then can decide about it."
         )
     return None
+
+
+def _explain_deputy(
+    roster: Roster,
+    account: Account,
+    person: str,
+    *,
+    custodians: Sequence[str],
+    requester: str,
+    stood_in: Sequence[str] | None,
+    is_end: bool,
+) -> str | None:
+    """Judge whoever is, or was, asked in somebody's place. ``stood_in``: in whose; None: they were not asked.
+
+    ``is_end``: it is about taking access away, which who stood in may also when the custodian is back.
+    """
+    now = stand_ins(roster, account, requester).get(person, ())
+    places = [one for one in stood_in or () if one in custodians]
+    if set(now) & set(places) or (is_end and (now or (places and person in roster.resolve(account.deputies)))):
+        return None
+    if stood_in is None:
+        return f"You are not a custodian of {account.title}; {_listing(custodians)}."
+    if person in custodians:
+        return (
+            f"You became a custodian of {account.title} after this request was opened, "
+            "so only the custodians who were asked then can decide about it."
+        )
+    if not places:
+        return f"Those for whom you stood in are no custodians of {account.title} any more."
+    if person not in roster.resolve(account.deputies):
+        return f"The policy does not list you among the deputies of {account.title} any more."
+    if person in roster.absences:
+        return "You are marked as away yourself, so you stand in for nobody. “/breakglass back” ends that."
+    names = " and ".join(f"<@{one}>" for one in places)
+    return f"You do not stand in for {names} any more: they are back, or named somebody else."
 
 
 def _unfit(roster: Roster, person: str) -> str | None:
@@ -253,13 +326,57 @@ def roles(
     requester: str | None = None,
     approvers: Collection[str] = (),
     asked: Collection[str] | None = None,
+    stood_in: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> frozenset[Role]:
     """Return every role that the person holds; the arguments are those of :func:`explain`."""
     return frozenset(
         role
         for role in Role
-        if explain(policy, roster, account, person, role, requester=requester, approvers=approvers, asked=asked) is None
+        if explain(
+            policy,
+            roster,
+            account,
+            person,
+            role,
+            requester=requester,
+            approvers=approvers,
+            asked=asked,
+            stood_in=stood_in,
+        )
+        is None
     )
+
+
+def stand_ins(roster: Roster, account: Account, requester: str | None) -> dict[str, tuple[str, ...]]:
+    """Return by deputy for whom they stand in now, for this requester (``absence.py`` has the rules)."""
+    custodians = _custodians(roster, account, requester)
+    return absence.standing_in(custodians, _able(roster, account.deputies), roster.absences, requester)
+
+
+def voters(
+    roster: Roster, account: Account, requester: str, *, asked: Collection[str], stood_in: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """Return whose approval counts now of those who were ``asked``.
+
+    Who stood in counts, also when the custodian is back since, while the account lists them and that is one still.
+    """
+    custodians = _custodians(roster, account, requester)
+    listed = _able(roster, account.deputies)
+    return tuple(
+        one
+        for one in asked
+        if (
+            one in custodians
+            if one not in stood_in
+            else one in listed and one != requester and any(place in custodians for place in stood_in[one])
+        )
+    )
+
+
+def present(roster: Roster, account: Account, requester: str | None = None) -> tuple[str, ...]:
+    """Return those who could decide now and say nowhere that they are away: custodians, and who stands in for one."""
+    there = (*_custodians(roster, account, requester), *stand_ins(roster, account, requester))
+    return tuple(one for one in there if not roster.is_away(one))
 
 
 def is_auditor(policy: Policy, roster: Roster, person: str) -> bool:
@@ -335,7 +452,7 @@ class Verdict:
     """What a request would take, or takes, and what stands against it.
 
     ``custodians``: who can approve for this requester now. ``blank``: what a preview found not filled in yet; it is not
-    held against the form, but :meth:`require` never lets it pass.
+    held against the form, but :meth:`require` never lets it pass. ``deputies``: who is asked besides, in whose place.
     """
 
     account: Account | None
@@ -346,6 +463,7 @@ class Verdict:
     default: timedelta
     unmet: tuple[Unmet, ...]
     blank: tuple[Unmet, ...] = ()
+    deputies: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def is_allowed(self) -> bool:
@@ -467,6 +585,7 @@ def evaluate(
         default=chosen.default if chosen else timedelta(0),
         unmet=tuple(unmet),
         blank=tuple(blank),
+        deputies=MappingProxyType(stand_ins(roster, entry, requester) if entry is not None else {}),
     )
 
 

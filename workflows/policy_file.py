@@ -130,6 +130,7 @@ class Account:
     thresholds: Mapping[str, Threshold]
     standard_path: str
     levels: Mapping[str, Level]
+    deputies: tuple[str, ...] = ()  # who may stand in for a custodian who is away, as written; empty: nobody
     rules_reviewed: date | None = None  # when somebody last asked whether all this still holds; None: never
     drill: DrillRules | None = None  # None: there are no drills
 
@@ -163,7 +164,7 @@ class Policy:
         """Return every user id and group that the policy names, each once, in the order of the file."""
         names = [*self.leadership, *self.security, *self.reviewers, *self.auditors]
         for account in self.accounts.values():
-            names += [account.owner, *account.custodians, *account.responders]
+            names += [account.owner, *account.custodians, *account.deputies, *account.responders]
         return tuple(dict.fromkeys(names))
 
 
@@ -498,7 +499,7 @@ class _Reader:
 
     def account(self, name: str, at: _At) -> Account:
         keys = ("title", "system", "owner", "custodians", "responders", "thresholds", "standard_path", "levels")
-        found = self.mapping(at, keys, ("rules_reviewed", "drill"))
+        found = self.mapping(at, keys, ("deputies", "rules_reviewed", "drill"))
         custodians = self.names(found.get("custodians"))
         thresholds, levels, read = {}, {}, dict[str, Level | None]()
         if (below := found.get("thresholds")) is not None:
@@ -525,6 +526,7 @@ class _Reader:
             thresholds=MappingProxyType(thresholds),
             standard_path=self.text_of(found.get("standard_path"), 1000),
             levels=MappingProxyType(levels),
+            deputies=self.names(found.get("deputies")),
             rules_reviewed=self.day(found.get("rules_reviewed")),
             drill=drill_rules.read(self, found["drill"], read) if "drill" in found else None,
         )

@@ -207,6 +207,7 @@ class _Tables:
             _Told("policy_hash", case.policy),
             _Told("quorum", opened.get("quorum")),
             _Told("custodians", opened.get("custodians")),
+            _Told("deputies", opened.get("deputies")),
             _Told("asked_seconds", case.asked_seconds),
             _Told("granted_seconds", case.granted_seconds),
             _Told("opened_at", _time(case.opened_at)),

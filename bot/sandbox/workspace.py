@@ -15,7 +15,9 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final, Protocol
+from zoneinfo import ZoneInfo
 
 from bot.sandbox.answers import mrkdwn_of
 from bot.sandbox.seed import AppManifest, Channel, Group, Person, WorkspaceSeed
@@ -224,7 +226,7 @@ class Workspace:
             "real_name": person.real_name,
             "tz": person.tz,
             "tz_label": person.tz,
-            "tz_offset": 0,
+            "tz_offset": _offset(person.tz, self.clock()),
             "profile": {
                 "real_name": person.real_name,
                 "real_name_normalized": person.real_name,
@@ -615,3 +617,12 @@ class Workspace:
         if parent.is_reply:
             parent = room.messages[str(parent.thread_ts)]
         return [parent, *(room.messages[reply] for reply in parent.replies)]
+
+
+def _offset(zone: str, at: float) -> int:
+    """Return the seconds by which a time zone is ahead of UTC then, as Slack's ``tz_offset``."""
+    try:
+        span = datetime.fromtimestamp(at, ZoneInfo(zone)).utcoffset()
+    except (KeyError, ValueError, OSError):
+        return 0
+    return int(span.total_seconds()) if span else 0

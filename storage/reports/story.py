@@ -463,9 +463,12 @@ def _open_sentence(_record: Record, data: Mapping[str, Any], names: Names) -> tu
     return f"{drill}Asked for {what}, for {span}. Needs {_whole(data, 'quorum')} of: {asked}.", _text(data, "reason")
 
 
-def _approve_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+def _approve_sentence(_record: Record, data: Mapping[str, Any], names: Names) -> tuple[str, str]:
     have, need = _whole(data, "have"), _whole(data, "need")
-    return f"Approved for {say(_whole(data, 'granted_seconds'))} ({have} of {need}).", ""
+    listed = data.get("for")
+    places = " and ".join(who(str(person), names) for person in listed) if isinstance(listed, list) else ""
+    standing = f", standing in for {places}" if places else ""
+    return f"Approved for {say(_whole(data, 'granted_seconds'))} ({have} of {need}){standing}.", ""
 
 
 def _quorum_sentence(_record: Record, data: Mapping[str, Any], names: Names) -> tuple[str, str]:
@@ -591,6 +594,8 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "capture:unreadable": _plain("Lines of a source of commands could not be read.", "source"),
     "review:file": _review_sentence,
     "review:remind": _plain("The review was overdue; its reviewers were reminded."),
+    "person:away": _plain("Said that they are away."),
+    "person:back": _plain("Said that they are back."),
     "log:export": _plain("The record, or a part of it, was exported."),
     "log:rotate": _plain("The log's signing key was changed."),
     "log:alarm": _plain("ALARM: the log was found not to extend what was signed.", "sentence"),
