@@ -29,6 +29,8 @@ from slack_sdk.errors import SlackApiError
 from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, RateLimitErrorRetryHandler
 
 from bot import listeners
+from bot.alert_channel import AlertTrouble, open_channels
+from bot.alerts import AlertRunner
 from bot.daily import DailyLook
 from bot.directory import SlackDirectory
 from bot.ingest import Ingest
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
 
     from bot.settings import Settings
     from storage.audit import Actor
-    from workflows.policy import LogRules
+    from workflows.policy import LogRules, Policy
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +152,7 @@ class Bot:
         *,
         heads: HeadKeeper | None,
         copies: CopyRunner | None,
+        alerts: AlertRunner | None,
         metrics: Metrics | None,
         ingest: Ingest | None,
         reconciler: Reconciler,
@@ -163,6 +166,7 @@ class Bot:
         self.follower = follower
         self.heads = heads
         self.copies = copies
+        self.alerts = alerts
         self.metrics = metrics
         self.ingest = ingest
         self.reconciler = reconciler
@@ -190,6 +194,8 @@ class Bot:
             self.heads.start()
         if self.copies is not None:
             self.copies.start()
+        if self.alerts is not None:
+            self.alerts.start()
         if self.metrics is not None:
             self.metrics.start()
         if self.ingest is not None:
@@ -216,6 +222,8 @@ class Bot:
         self.reconciler.stop()
         self._clock.shutdown(wait=True)
         self.follower.stop()
+        if self.alerts is not None:
+            self.alerts.stop()
         if self.heads is not None:
             self.heads.stop()  # it signs what is left
         if self.copies is not None:
@@ -320,6 +328,10 @@ def build(
         if copies is not None:
             database.woken.append(copies.wake)
             heads.signed.append(copies.wake)
+    alerts = None
+    if policy.alerts:
+        alerts = _alerts(policy, desk, directory, settings, now)
+        database.woken.append(alerts.wake)
     # 5. What people do.
     app = App(client=client, listener_executor=ThreadPoolExecutor(_LISTENERS, thread_name_prefix="listener"))
     directory.register(app)
@@ -337,7 +349,7 @@ def build(
         ingest = Ingest(settings.capture, sources=lambda: desk.policy.captures, take=recorder.take, now=now)
     metrics = None
     if settings.metrics is not None:
-        metrics = Metrics(*settings.metrics, lambda: read_metrics(database, policy.log, now=now()))
+        metrics = Metrics(*settings.metrics, lambda: read_metrics(database, policy.log, policy.alerts, now=now()))
     return Bot(
         settings,
         desk,
@@ -345,6 +357,7 @@ def build(
         follower,
         heads=heads,
         copies=copies,
+        alerts=alerts,
         metrics=metrics,
         ingest=ingest,
         reconciler=Reconciler(desk),
@@ -367,6 +380,19 @@ def _copies(
         raise Unavailable(str(trouble)) from None
     runner = CopyRunner(database, copies, now=now, required=log_rules.required, alarm_after=log_rules.alarm_after)
     return runner, RequiredCopies(database, log_rules.required, log_rules.required_within, runner)
+
+
+def _alerts(
+    policy: Policy, desk: Desk, directory: SlackDirectory, settings: Settings, now: Callable[[], datetime]
+) -> AlertRunner:
+    """Return whoever tells people beyond Slack."""
+    try:
+        channels = open_channels(policy.alerts, settings.environment)
+    except AlertTrouble as trouble:
+        raise Unavailable(str(trouble)) from None
+    return AlertRunner(
+        desk.database, channels, policy=lambda: desk.policy, case=desk.case, person=directory.person, now=now
+    )
 
 
 def slack_client(settings: Settings) -> WebClient:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
 
+from bot.alert_channel import AlertTrouble, open_channel
+from bot.alerts import standings
 from bot.app import SCOPES, slack_client, vault_client
 from bot.directory import SlackDirectory
 from storage import audit, heads
@@ -78,6 +80,8 @@ def check(settings: Settings, *, levels: bool = False, who: Actor = SYSTEM) -> l
     if policy is not None and has_database:
         found += _heads(settings, policy, now=datetime.now(UTC))
         found += _copies(settings, policy)
+    if policy is not None:
+        found += _alerts(settings, policy, has_database=has_database)
     found += _slack(settings, policy)
     found += _vault(settings, policy, Database(settings.database_url) if has_database else None, who, levels=levels)
     return found
@@ -160,6 +164,31 @@ def _copies(settings: Settings, policy: Policy) -> Iterator[Finding]:
         else:
             is_late = one.is_alarmed or timedelta(seconds=one.seconds) >= policy.log.alarm_after
             yield Finding(not is_late, f"{sentence}{'; does a bot run?' if is_late else ''}.{said}")
+
+
+def _alerts(settings: Settings, policy: Policy, *, has_database: bool) -> Iterator[Finding]:
+    """Whether each alert beyond Slack could be sent, and whether the last ones got through. Nothing is sent."""
+    standing = {}
+    if has_database:
+        with contextlib.suppress(DatabaseDown):  # said already
+            standing = {one.name: one for one in standings(Database(settings.database_url), policy.alerts)}
+    for name, rules_of in policy.alerts.items():
+        try:
+            channel = open_channel(rules_of, settings.environment)
+        except AlertTrouble as trouble:
+            yield Finding(False, f"Alert {name}: {trouble}")
+            continue
+        only = f" of {rules_of.account}" if rules_of.account else ""
+        sentence = (
+            f"Alert {name} ({rules_of.to}, from {rules_of.least} on{only}): its address is one of {channel.scheme}"
+        )
+        one = standing.get(name)
+        if one is not None and one.failures:
+            tries = f"the last {one.failures} tries failed" if one.failures > 1 else "the last try failed"
+            since = f" since {one.since:%Y-%m-%d %H:%M} UTC" if one.since else ""
+            yield Finding(False, f"{sentence}; {tries}{since}: “breakglass alert test {name}” says why.")
+        else:
+            yield Finding(True, f"{sentence}; “breakglass alert test {name}” sends something.")
 
 
 def ask_copy(database: Database, name: str, copy: Copy | Notary, now: datetime) -> tuple[str, str | None]:

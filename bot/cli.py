@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bot import (
+    alert_command,
     approve_command,
     capture_command,
     digest_command,
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     log_commands.add(commands, who=_me)
     retention_commands.add(commands, who=_me)
     follower_commands.add(commands, who=_me)
+    alert_command.add(commands, who=_me)
     capture_command.add(commands)
     vault_commands.add(commands)
 

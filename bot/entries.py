@@ -21,6 +21,8 @@ from bot.blockkit import Block, copyable, escape, label, mention, person, plain,
 from storage import commands as told
 from storage.models import Outcome, State
 from workflows.absence import AWAY, BACK
+from workflows.alert_rules import SEND, TEST
+from workflows.alert_rules import Came as AlertCame
 from workflows.digest import POST as DIGEST
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
@@ -251,6 +253,26 @@ def _behind_line(record: Record, _who: str, _case: Case | None, _name: str) -> W
     why = escape(plain(str(data.get("why", "")), 500), 600)
     missing = f"lacks {plural(count, 'entry') if count == 1 else f'{count} entries'}"
     return f"*The log's copy* {name} *is behind*: it {missing}, the oldest for {span}.{stops} {why}", []
+
+
+def _alert_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    """Say whether somebody beyond Slack was told. Of the service's address only its scheme is on record."""
+    data = record.data
+    whom = escape(plain(str(data.get("to", "")), 40), 60)
+    name = f"`{escape(str(data.get('alert', '')), 60)}` ({escape(plain(str(data.get('scheme', '')), 40), 60)})"
+    why = escape(plain(str(data.get("why", "")), 300), 400)
+    came = data.get("came")
+    if record.event == TEST:
+        how = "and it arrived" if came == AlertCame.SENT else f"*and it did not get through*: {why}"
+        return f"{who} tried the alert {name} for {whom}, {how}".removesuffix(".") + ".", []
+    if came == AlertCame.SENT:
+        tries, span = _number(data, "tries"), say_duration(timedelta(seconds=_number(data, "seconds")))
+        late = f", after {tries} tries and {span}" if tries > 1 else ""
+        return f"Told {whom} beyond Slack by {name}{late}.", []
+    if came == AlertCame.GIVEN_UP:
+        return f"*The alert {name} for {whom} was given up* after a day of trying: {why} Tell them yourselves.", []
+    soon = say_duration(timedelta(seconds=_number(data, "retry_seconds")))
+    return f"*The alert {name} for {whom} did not get through*: {why} It is tried again in {soon}, and so on.", []
 
 
 def _reset_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
@@ -664,6 +686,8 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         "copy:behind": _behind_line,
         "copy:caught_up": _caught_up_line,
         "copy:reset": _reset_line,
+        SEND: _alert_line,
+        TEST: _alert_line,
     }
 )
 

@@ -19,10 +19,12 @@ import logging
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select
 
+from bot.alerts import standings
 from bot.bounded import BoundedServer
 from bot.cursors import seconds_behind
 from storage import audit, heads
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from storage.database import Database
+    from workflows.alert_rules import AlertRules
     from workflows.policy import LogRules
 
 log = logging.getLogger(__name__)
@@ -43,11 +46,14 @@ log = logging.getLogger(__name__)
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _AT_ONCE: Final = 8
 _SECONDS: Final = 10  # for one connection
+_NO_ALERTS: Final[Mapping[str, AlertRules]] = MappingProxyType({})
 _R: Final[Any] = Request  # their columns, in queries: SQLModel types them as the values
 _A: Final[Any] = Alarm
 
 
-def read(database: Database, rules: LogRules | None, *, now: datetime) -> str:
+def read(
+    database: Database, rules: LogRules | None, alerts: Mapping[str, AlertRules] = _NO_ALERTS, *, now: datetime
+) -> str:
     """Return all numbers as text. ``rules`` name the copies. Raises :class:`DatabaseDown`."""
     with database.read() as session:
         size = audit.head(session).size
@@ -85,6 +91,7 @@ def read(database: Database, rules: LogRules | None, *, now: datetime) -> str:
             [({}, seconds_behind(database, now=now))],
         ),
         *_copies(database, rules, now=now),
+        *_alerts(database, alerts, now=now),
         _metric(
             "breakglass_requests",
             "gauge",
@@ -121,6 +128,23 @@ def _copies(database: Database, rules: LogRules | None, *, now: datetime) -> lis
     labels = [{"copy": one.name} for one in found]
     return [
         _metric(f"breakglass_copy_{name}", "gauge", what, zip(labels, values, strict=True))
+        for name, what, values in told
+    ]
+
+
+def _alerts(database: Database, alerts: Mapping[str, AlertRules], *, now: datetime) -> list[str]:
+    found = standings(database, alerts)
+    told: tuple[tuple[str, str, list[float]], ...] = (
+        ("up", "Whether what was last sent beyond Slack got through.", [not one.failures for one in found]),
+        (
+            "failing_seconds",
+            "Since it does not get through; 0 when it does.",
+            [0 if one.since is None else _seconds(now - one.since) for one in found],
+        ),
+    )
+    labels = [{"alert": one.name} for one in found]
+    return [
+        _metric(f"breakglass_alert_{name}", "gauge", what, zip(labels, values, strict=True))
         for name, what, values in told
     ]
 

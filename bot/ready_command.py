@@ -126,6 +126,7 @@ def gather(settings: Settings, policy: Policy, *, now: datetime, who: Actor, dat
         general.append(Finding(Severity.UNKNOWN, Code.DATABASE, f"{error} Look at BREAKGLASS_DATABASE_URL."))
         return Facts(now, roster, None, None, None, tuple(general))
     copies = _copies(settings, policy, database, general, now)
+    _alerts(settings, policy, database, general)
     levels = _vault(settings, policy, database, general, who)
     if is_ours:
         database.close()
@@ -199,6 +200,26 @@ def _copies(
         general.append(Finding(Severity.UNKNOWN, Code.COPY, f"The copies cannot be asked: {error}"))
         return None
     return found
+
+
+def _alerts(settings: Settings, policy: Policy, database: Database, general: list[Finding]) -> None:
+    """Note the alerts beyond Slack that do not get through: nobody is kept out by that, but somebody is not told."""
+    from bot.alert_channel import AlertTrouble, open_channels  # noqa: PLC0415 - what sends them takes half a second
+    from bot.alerts import standings  # noqa: PLC0415
+
+    if not policy.alerts:
+        return
+    try:
+        open_channels(policy.alerts, settings.environment)
+        for one in standings(database, policy.alerts):
+            if one.failures:
+                tries = f"its last {one.failures} tries failed" if one.failures > 1 else "its last try failed"
+                sentence = f"The alert {one.name} does not get through: {tries}. Run breakglass alert test {one.name}."
+                general.append(Finding(Severity.WARN, Code.ALERT, sentence))
+    except AlertTrouble as trouble:
+        general += [Finding(Severity.WARN, Code.ALERT, line) for line in str(trouble).splitlines()]
+    except DatabaseDown as down:
+        general.append(Finding(Severity.WARN, Code.ALERT, f"It is not known whether alerts get through: {down}"))
 
 
 def _vault(

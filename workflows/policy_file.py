@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import yaml
 
-from workflows import capture_rules, delivery, digest_rules, drill_rules, log_rules, retention_rules
+from workflows import alert_rules, capture_rules, delivery, digest_rules, drill_rules, log_rules, retention_rules
 from workflows.capture_rules import Need
 from workflows.delivery import Delivery
 from workflows.digest_rules import DigestRules
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from workflows.alert_rules import AlertRules
     from workflows.capture_rules import SourceRules
     from workflows.drill_rules import DrillRules
     from workflows.log_rules import LogRules
@@ -159,6 +160,7 @@ class Policy:
         default_factory=lambda: MappingProxyType({})
     )  # where executed commands come from
     digest: DigestRules = field(default_factory=DigestRules)  # when the week is told
+    alerts: Mapping[str, AlertRules] = field(default_factory=lambda: MappingProxyType({}))  # who is told beyond Slack
 
     def everyone(self) -> tuple[str, ...]:
         """Return every user id and group that the policy names, each once, in the order of the file."""
@@ -467,7 +469,7 @@ class _Reader:
             return None
         lists = ("leadership", "security", "reviewers", "auditors")
         keys = ("version", "incident_channel", *lists, "review_within", "accounts")
-        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention", "captures", "digest"))
+        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention", "captures", "digest", "alerts"))
         if "version" in top:
             self.number(top["version"], 1, 1)
         if "captures" in top:
@@ -495,6 +497,7 @@ class _Reader:
             retention=retention_rules.read(self, top["retention"]) if "retention" in top else None,
             captures=self._sources,
             digest=digest_rules.read(self, top["digest"]) if "digest" in top else DigestRules(),
+            alerts=alert_rules.read(self, top["alerts"], accounts) if "alerts" in top else MappingProxyType({}),
         )
 
     def account(self, name: str, at: _At) -> Account:

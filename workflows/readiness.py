@@ -62,6 +62,7 @@ class Code(StrEnum):
     BLIND = "blind"  # nobody can look at the target
     CAPTURE = "capture"
     COPY = "copy"
+    ALERT = "alert"
     CHANNEL = "channel"
     BOT = "bot"
     SLACK = "slack"

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from workflows.log_rules import Reader
 
 # A new noun of an event is named here, or a policy cannot give it a time of its own.
-CLASSES: Final = ("request", "credential", "review", "command", "capture", "drill", "ready", "digest", "log", "copy")
+CLASSES: Final = (
+    *("request", "credential", "review", "command", "capture", "drill", "ready", "digest", "log", "copy", "alert"),
+)
 
 _LEAST: Final = timedelta(days=1)  # followers must have had the time to read it
 _MOST: Final = timedelta(days=36525)

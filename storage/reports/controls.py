@@ -71,6 +71,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "access:clear": Kind.LOG,
     "copy:behind": Kind.LOG,
     "copy:caught_up": Kind.LOG,
+    "alert:send": Kind.LOG,
 }
 
 

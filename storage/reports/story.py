@@ -557,6 +557,16 @@ def _plain(text: str, key: str = "") -> Callable[[Record, Mapping[str, Any], Nam
     return lambda _record, data, _names: (text, _text(data, key) if key else "")
 
 
+def _alert_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    name, whom = _text(data, "alert"), _text(data, "to")
+    match _text(data, "came"):
+        case "sent":
+            return f"Told {whom} beyond Slack, by the alert {name}.", ""
+        case "given_up":
+            return f"The alert {name} for {whom} was given up after a day of trying.", _text(data, "why")
+    return f"The alert {name} for {whom} did not get through; it was tried again.", _text(data, "why")
+
+
 _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tuple[str, str]]]] = {
     "request:open": _open_sentence,
     "request:approve": _approve_sentence,
@@ -607,6 +617,8 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "ready:fail": _plain("An account could not have been opened, had it been needed."),
     "copy:behind": _plain("A copy of the log outside was behind."),
     "copy:caught_up": _plain("A copy of the log outside had caught up."),
+    "alert:send": _alert_sentence,
+    "alert:test": _plain("An alert beyond Slack was tried.", "alert"),
 }
 
 
