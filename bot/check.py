@@ -41,7 +41,7 @@ from workflows.policy import say_duration
 from workflows.signing import open_keyring
 from workflows.trial import announce, new_name, try_level
 from workflows.vault_limits import breaches, forbidden_paths, probes
-from workflows.vault_plan import levels_of, log_key_of
+from workflows.vault_plan import levels_of, log_key_of, totp_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -348,11 +348,11 @@ def _trial(vault: Vault, database: Database, account: Account, level: rules.Leve
 
 def _limits(vault: Vault, policy: Policy) -> Iterator[Finding]:
     """Whether the bot is refused where it has no business."""
-    levels, log_key = levels_of(policy), log_key_of(policy)
-    found = list(breaches(vault, levels, log_key))
+    levels, log_key, totp = levels_of(policy), log_key_of(policy), totp_of(policy)
+    found = list(breaches(vault, levels, log_key, totp))
     yield from (Finding(False, f"Vault: {one}") for one in found)
     if not found:
-        places = len(forbidden_paths(levels, log_key)) + len(probes(levels))
+        places = len(forbidden_paths(levels, log_key, totp)) + len(probes(levels))
         yield Finding(True, f"Vault: the bot is refused in {places} places where it has no business.")
 
 

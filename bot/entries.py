@@ -32,6 +32,7 @@ from workflows.reconcile import Kind as Alarmed
 from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT, Fate
 from workflows.retention import RELEASE as LET_GO
 from workflows.retention import Outcome as Came
+from workflows.step_up import ENROL, LOCK, UNENROL
 from workflows.trial import SEEN, TRIED, TRY
 
 if TYPE_CHECKING:
@@ -131,7 +132,24 @@ def _approve_line(record: Record, who: str, case: Case | None, _name: str) -> Wo
     less = case is not None and seconds < case.request.asked_seconds
     shorter = f", for {say_duration(timedelta(seconds=seconds))} only" if less else ""
     who += _in_place(data)
-    return f"{who} approved ({_number(data, 'have')} of {_number(data, 'need')}){shorter}.", []
+    how = ", with a code of their authenticator" if data.get("step_up") else ""
+    return f"{who} approved ({_number(data, 'have')} of {_number(data, 'need')}){how}{shorter}.", []
+
+
+def _lock_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    said = f"*{_number(record.data, 'wrong')} wrong codes* were typed in the name of {who}"
+    return f"{said}: none of theirs counts for 15 minutes. If it was not them, their Slack session is stolen.", []
+
+
+def _enrol_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    whom = mention(str(data.get("person", "")))
+    what = "a new second factor, in place of the one before" if data.get("replaces") else "a second factor"
+    return f"{who} enrolled {what} for {whom}. {whom}: if you know nothing of it, call security.", []
+
+
+def _unenrol_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    return f"{who} removed the second factor of {mention(str(record.data.get('person', '')))}.", []
 
 
 def _in_place(data: Mapping[str, Any]) -> str:
@@ -678,6 +696,9 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         CLEAR: _clear_line,
         DIGEST: _digest_line,
         READY: _ready_line,
+        LOCK: _lock_line,
+        ENROL: _enrol_line,
+        UNENROL: _unenrol_line,
         TRY: _trial_line,
         TRIED: _trial_line,
         SEEN: lambda r, _w, _c, _p: (f"{_source(r.data)} has recorded what the trial did.", []),

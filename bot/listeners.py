@@ -368,8 +368,11 @@ class _Front:
     # Deciding.
 
     def approve(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
-        """Approve for the time that was asked."""
+        """Approve for the time that was asked; where that takes a code, open the form that asks for it."""
         click = _click(body)
+        if self.desk.factor.is_needed(click.request_id):
+            self.shorten_form(body, ack, client)
+            return
         self.desk.approve(click.actor, click.request_id, click.version, now=self.now())
         ack()
         said = self._approved(click.request_id) + away_command.note(self.away, click.actor, now=self.now())
@@ -381,13 +384,15 @@ class _Front:
         ack()
         with filling(client, body["trigger_id"], modals.loading(f"Approve {click.request_id}")) as view_id:
             case = self.desk.may(click.actor, Action.APPROVE, click.request_id, click.version, now=self.now())
+            self.desk.factor.must_be_enrolled(click.actor, case, self.desk.names(case)[1], now=self.now())
             client.views_update(view_id=view_id, view=modals.shorten_form(case, self.desk.policy, click.about))
 
     def shorten(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
         """Approve for less."""
         click = _about(body, view["private_metadata"])
-        within = _duration(_values(view).get(views.DURATION, ""))
-        self.desk.approve(click.actor, click.request_id, click.version, within=within, now=self.now())
+        values = _values(view)
+        within, code = _duration(values.get(views.DURATION, "")), values.get(views.CODE)
+        self.desk.approve(click.actor, click.request_id, click.version, within=within, code=code, now=self.now())
         ack(response_action="update", view=modals.sentence(click.request_id, self._approved(click.request_id)))
 
     def _approved(self, request_id: str) -> str:

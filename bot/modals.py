@@ -303,7 +303,8 @@ def deny_form(about: str) -> View:
 
 
 def shorten_form(case: Case, policy: Policy, about: str) -> View:
-    """Return the form that approves for a shorter time."""
+    """Return the form that approves for a shorter time, and with a second factor where the level takes one."""
+    takes_code = views.takes_code(case, policy)
     asked = timedelta(seconds=case.request.asked_seconds)
     blocks = [
         section(f"{mention(case.request.requester)} asks for *{views.what(case, policy)}* for {say_duration(asked)}."),
@@ -315,6 +316,9 @@ def shorten_form(case: Case, policy: Policy, about: str) -> View:
             hint=f"From 1m to {_short(asked)}. When custodians differ, the shortest time counts.",
         ),
     ]
+    if takes_code:
+        hint = "Six digits, of your own authenticator. Each code works once. You answer for this decision."
+        blocks.append(_input(views.CODE, "Your code", _text(placeholder="123456", most=12), hint=hint))
     return _modal(views.SHORTEN_FORM, f"Approve {case.request.id}", blocks, submit="Approve", about=about)
 
 

@@ -79,6 +79,7 @@ from workflows.errors import Unavailable
 from workflows.lifecycle import Action, Role, allowed_roles
 from workflows.reconcile import ALARM as ACCESS_ALARM
 from workflows.retention import LASTS, PROPOSE, fate
+from workflows.step_up import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -99,7 +100,7 @@ _AGAIN: Final = 1.0  # seconds until a unit that another follower holds is looke
 _LONGEST_WAIT: Final = 300.0
 _PATIENT_TRIES: Final = 3  # for the id behind a group's handle
 # Entries that call security: the log cannot be trusted, or what is out is not what it says.
-_CALLS_SECURITY: Final = frozenset({BEHIND, ALARM, ROTATE, ACCESS_ALARM, Action.LOSE, told.GAP})
+_CALLS_SECURITY: Final = frozenset({BEHIND, ALARM, ROTATE, ACCESS_ALARM, Action.LOSE, told.GAP, LOCK})
 _PICTURE_AGAIN: Final = 5.0  # seconds until a picture that could not be drawn beside its lines is tried again
 _ONCE_MORE: Final = timedelta(hours=1)  # until a proposal that cannot be judged is looked at again
 _SKEW: Final = timedelta(hours=1)  # by which Slack's clock and ours may differ

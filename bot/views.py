@@ -97,6 +97,7 @@ REASON: Final = "reason"
 STANDARD_PATH: Final = "standard_path"
 INCIDENT: Final = "incident"
 DURATION: Final = "duration"
+CODE: Final = "code"
 PUBLIC_KEY: Final = "public_key"
 THRESHOLD_MET: Final = "threshold_met"
 STANDARD_PATH_ENOUGH: Final = "standard_path_enough"
@@ -160,6 +161,13 @@ def titles(case: Case, policy: Policy) -> tuple[str, str]:
     account = policy.accounts.get(case.request.account)
     level = account.levels.get(case.request.level) if account else None
     return (account.title if account else case.request.account), (level.title if level else case.request.level)
+
+
+def takes_code(case: Case, policy: Policy) -> bool:
+    """Whether an approval takes a code of the custodian's second factor."""
+    account = policy.accounts.get(case.request.account)
+    level = account.levels.get(case.request.level) if account else None
+    return level is not None and level.step_up is not None
 
 
 def what(case: Case, policy: Policy, most: int = 200) -> str:
@@ -309,7 +317,10 @@ def deciding(case: Case, policy: Policy) -> list[Block]:
     account, level = titles(case, policy)
     span = say_duration(timedelta(seconds=row.asked_seconds))
     made = []
-    if _is_open_to(case, Action.APPROVE):
+    if _is_open_to(case, Action.APPROVE) and takes_code(case, policy):
+        hint = f"Approve {row.id} with a code of your authenticator"
+        made.append(button("Approve with a code…", APPROVE, value(case), style="primary", hint=hint))
+    elif _is_open_to(case, Action.APPROVE):
         made += [
             button(
                 "Approve",

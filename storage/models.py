@@ -159,6 +159,7 @@ class Decision(SQLModel, table=True):
     answer: str = Field(nullable=False)
     granted_seconds: int | None = None
     reason: str | None = Field(default=None, sa_column=Column(Text))
+    step_up: str | None = None  # the second factor that it was given with
     policy_hash: str = Field(nullable=False)
     at: datetime = _time()
 
@@ -371,6 +372,19 @@ class Alarm(SQLModel, table=True):
     name: str = Field(nullable=False)  # of the lease, of the login; empty for a place that cannot be looked at
     seen_at: datetime = _time()  # when it was first seen
     said_at: datetime | None = _time(nullable=True)  # when an entry last said so
+
+
+class StepUp(SQLModel, table=True):
+    """What is known of a person's second factor: wrong codes, and which codes were used. No key is kept here."""
+
+    __tablename__: ClassVar[Any] = "step_up"
+
+    team: str = Field(primary_key=True)
+    person: str = Field(primary_key=True)
+    tries: int = Field(nullable=False)  # since ``since``, without a right one
+    since: datetime | None = _time(nullable=True)
+    locked_until: datetime | None = _time(nullable=True)
+    used: list[Any] = _json()  # (hash of person and code, seconds since 1970 until when it is kept)
 
 
 class CaptureSource(SQLModel, table=True):

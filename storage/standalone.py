@@ -779,6 +779,7 @@ class Decision(NamedTuple):
     reason: str | None
     policy: str | None
     at: str
+    step_up: str | None = None  # the second factor that it was given with
 
 
 class Case:
@@ -1083,7 +1084,8 @@ class Replay:
             self._find(Kind.TOO_LONG, seq, f"It approves {seconds} s, and {case.asked_seconds} s were asked for.", case)
         # A policy that became stricter in between asks for more; one that became laxer does not count.
         case.need = max(case.need, _count(data.get("need")) or 0)
-        case.decisions.append(_decision(seq, entry, "approve", seconds, None))
+        said = _decision(seq, entry, "approve", seconds, None)
+        case.decisions.append(said._replace(step_up=_text(data.get("step_up"))))
         case.approvers.append(person)
 
     def _deny(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import logging
 import secrets
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlmodel import col, select
@@ -31,6 +32,7 @@ from workflows.holding import Intent
 from workflows.issuing import BACK_OFF, WARN_BEFORE, Issuer, next_look
 from workflows.lifecycle import Action, Role, allowed_roles, now_is, step
 from workflows.ssh_keys import read_public_key
+from workflows.step_up import SecondFactor, counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -129,6 +131,7 @@ class Desk(Issuer):
         super().__init__(database, policy, vault, patience=patience, required=required, public_address=public_address)
         self.directory = directory
         self.team = team
+        self.factor = SecondFactor(database, vault, lambda: self.policy)
 
     # ------------------------------------------------------------------------------------ looking
 
@@ -307,33 +310,33 @@ class Desk(Issuer):
     # ------------------------------------------------------------------------------------ deciding
 
     def approve(
-        self, actor: Actor, request_id: str, version: int, *, within: timedelta | None = None, now: datetime
+        self,
+        actor: Actor,
+        request_id: str,
+        version: int,
+        *,
+        within: timedelta | None = None,
+        code: str | None = None,
+        now: datetime,
     ) -> Request:
-        """Approve, possibly for a shorter time (``within``); at quorum the request becomes approved."""
+        """Approve, possibly for a shorter time (``within``); at quorum the request becomes approved.
+
+        ``code``: of the actor's second factor, where the level takes one (``step_up.py`` says what else that raises).
+        """
         with self.attempt(actor, Action.APPROVE, request_id, now=now):
             roster = self._gather(actor, request_id, now)
+            approvable = partial(self._approvable, version=version, roster=roster, actor=actor, within=within)
+            case = self.case(request_id)
+            proved = self.factor.proved(actor, case, self.names(case)[1], code, approvable, now=now)
             with self.turn(request_id, now=now) as turn:
                 row = turn.row
-                self._not_stale(turn.row, version)
                 said = turn.decisions()  # once: a burst of clicks waits for this turn, and nobody else can add one
-                self._need(Case(row, tuple(said), (), None), roster, actor, Action.APPROVE, Role.CUSTODIAN)
-                level = self._still_allowed(roster, row)
-                asked = timedelta(seconds=row.asked_seconds)
-                granted = asked if within is None else within
-                if not timedelta(minutes=1) <= granted <= asked:
-                    raise Invalid(
-                        "The time must be between one minute and what was asked for.",
-                        fields={"duration": f"Give between 1 minute and {rules.say_duration(asked)}."},
-                    )
-                if any(d.person == actor.person and d.answer == Answer.APPROVE for d in said):
-                    raise Conflict(f"You have already approved {row.id}; your approval counts once.", code="doubled")
+                level, granted = approvable(Case(row, tuple(said), (), None), proved=proved)
                 custodians, stood_in = self._custodians(roster, row), row.deputies or {}
-                before = [d.person for d in said if d.answer == Answer.APPROVE and d.person in custodians]
-                absence.refuse_doubled(actor.person, before, stood_in, custodians)
-                said.append(self._decide(turn, actor, Answer.APPROVE, custodians, granted=granted))
+                said.append(self._decide(turn, actor, Answer.APPROVE, custodians, granted=granted, step_up=proved))
                 in_force = said[-1].policy_hash
                 approvals = [d for d in said if d.answer == Answer.APPROVE]
-                counted = rules.counted((d.person for d in approvals), custodians, row.requester)
+                counted = rules.counted((d.person for d in counting(level, approvals)), custodians, row.requester)
                 counted -= absence.doubled(counted, stood_in, custodians)
                 # A policy that became stricter meanwhile wins; one that became laxer does not.
                 quorum = max(row.quorum, level.quorum)
@@ -348,6 +351,7 @@ class Desk(Issuer):
                         "have": len(counted),
                         "need": quorum,
                         "for": stood_in.get(actor.person),
+                        "step_up": proved,
                     },
                 )
                 if len(counted) >= quorum:
@@ -364,6 +368,30 @@ class Desk(Issuer):
                         due_at=now + level.open_within,
                     )
                 return row
+
+    def _approvable(
+        self, case: Case, *, version: int, roster: Roster, actor: Actor, within: timedelta | None, proved: str | None
+    ) -> tuple[Level, timedelta]:
+        """Return the level and the time that an approval would grant, or refuse. ``proved``: the factor shown."""
+        row = case.request
+        self._not_stale(row, version)
+        self._need(case, roster, actor, Action.APPROVE, Role.CUSTODIAN)
+        level = self._still_allowed(roster, row)
+        asked = timedelta(seconds=row.asked_seconds)
+        granted = asked if within is None else within
+        if not timedelta(minutes=1) <= granted <= asked:
+            raise Invalid(
+                "The time must be between one minute and what was asked for.",
+                fields={"duration": f"Give between 1 minute and {rules.say_duration(asked)}."},
+            )
+        if actor.person in case.approvers:
+            raise Conflict(f"You have already approved {row.id}; your approval counts once.", code="doubled")
+        custodians = self._custodians(roster, row)
+        before = [person for person in case.approvers if person in custodians]
+        absence.refuse_doubled(actor.person, before, row.deputies or {}, custodians)
+        if level.step_up != proved:  # the policy changed since the code was looked at
+            raise Conflict("The policy changed at this moment. Press Approve once more.", code="policy_changed")
+        return level, granted
 
     def deny(self, actor: Actor, request_id: str, version: int, reason: str, *, now: datetime) -> Request:
         """Deny with a reason (custodian); one denial ends the request."""
@@ -390,6 +418,7 @@ class Desk(Issuer):
         *,
         granted: timedelta | None = None,
         reason: str | None = None,
+        step_up: str | None = None,
     ) -> Decision:
         """Store a decision, with the hash of the policy and custodians that it is made under."""
         decision = Decision(
@@ -399,6 +428,7 @@ class Desk(Issuer):
             answer=answer,
             granted_seconds=int(granted.total_seconds()) if granted else None,
             reason=reason,
+            step_up=step_up,
             policy_hash=rules.in_force(self.policy, custodians),
             at=turn.now,
         )

@@ -27,7 +27,16 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import yaml
 
-from workflows import alert_rules, capture_rules, delivery, digest_rules, drill_rules, log_rules, retention_rules
+from workflows import (
+    alert_rules,
+    capture_rules,
+    delivery,
+    digest_rules,
+    drill_rules,
+    log_rules,
+    retention_rules,
+    step_up_rules,
+)
 from workflows.capture_rules import Need
 from workflows.delivery import Delivery
 from workflows.digest_rules import DigestRules
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
     from workflows.drill_rules import DrillRules
     from workflows.log_rules import LogRules
     from workflows.retention_rules import RetentionRules
+    from workflows.step_up_rules import StepUpRules
 
 MAX_BYTES: Final = 256 * 1024  # a policy for hundreds of accounts; more is a mistake or an attack on the parser
 MAX_DEPTH: Final = 12  # the format needs 6; the composer recurses, and a file of brackets would end the process
@@ -115,6 +125,7 @@ class Level:
     control: ControlGroup | None = None  # whose own keys Vault asks for (``control_group.py``)
     capture_source: str | None = None  # who records what is done with its credentials; None: nobody
     capture: Need = Need.WANTED
+    step_up: str | None = None  # the second factor that an approval takes (``step_up.py``)
     is_rehearsal: bool = False  # for drills alone; no real request can choose it
 
 
@@ -156,6 +167,7 @@ class Policy:
     hash: str
     log: LogRules | None = None  # None: it is neither signed nor copied
     retention: RetentionRules | None = None  # None: nothing is ever pruned
+    step_up: StepUpRules | None = None  # None: where it is by default, should a level need it
     captures: Mapping[str, SourceRules] = field(
         default_factory=lambda: MappingProxyType({})
     )  # where executed commands come from
@@ -469,7 +481,7 @@ class _Reader:
             return None
         lists = ("leadership", "security", "reviewers", "auditors")
         keys = ("version", "incident_channel", *lists, "review_within", "accounts")
-        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention", "captures", "digest", "alerts"))
+        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention", "captures", "digest", "alerts", "step_up"))
         if "version" in top:
             self.number(top["version"], 1, 1)
         if "captures" in top:
@@ -498,6 +510,7 @@ class _Reader:
             captures=self._sources,
             digest=digest_rules.read(self, top["digest"]) if "digest" in top else DigestRules(),
             alerts=alert_rules.read(self, top["alerts"], accounts) if "alerts" in top else MappingProxyType({}),
+            step_up=step_up_rules.read(self, top["step_up"]) if "step_up" in top else None,
         )
 
     def account(self, name: str, at: _At) -> Account:
@@ -542,7 +555,7 @@ class _Reader:
         keys = {key: bool(engine) and is_required for one in known for key, is_required in one.keys.items()}
         required = [key for key, is_required in keys.items() if is_required]
         optional = (*keys, "open_within", "delivery", "enforced_by", "vault_group", "capture_source", "capture")
-        optional += ("rehearsal",)
+        optional += ("rehearsal", "step_up")
         found = self.mapping(at, ("title", "engine", "token_role", *required, *times), optional)
         settings = self.settings(engine, found, keys)
         quorum = self.number(found.get("quorum"), 1, 100)
@@ -580,6 +593,7 @@ class _Reader:
             capture_source=source,
             capture=need,
             is_rehearsal=drill_rules.check_level(self, found, way),
+            step_up=step_up_rules.read_factor(self, found.get("step_up"), found.get("enforced_by")),
         )
 
     def delivery(self, engine: str, at: _At | None) -> Delivery:

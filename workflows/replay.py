@@ -268,6 +268,7 @@ class _Tables:
             told = (
                 _Told("granted_seconds", said.seconds),
                 _Told("reason", said.reason),
+                _Told("step_up", said.step_up),
                 _Told("policy_hash", said.policy),
                 _Told("at", _time(said.at)),
             )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # A new noun of an event is named here, or a policy cannot give it a time of its own.
 CLASSES: Final = (
     *("request", "credential", "review", "command", "capture", "drill", "ready", "digest", "log", "copy", "alert"),
+    *("person",),
 )
 
 _LEAST: Final = timedelta(days=1)  # followers must have had the time to read it

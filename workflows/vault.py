@@ -33,6 +33,7 @@ from workflows.errors import BreakGlassError, Conflict, Unavailable, VaultRefuse
 from workflows.vault_answers import (
     Answer,
     ChildToken,
+    CodeAnswer,
     Health,
     Lease,
     Pending,
@@ -44,6 +45,7 @@ from workflows.vault_answers import (
     is_wrapping,
     leased,
     must,
+    of_code,
     read_time,
 )
 
@@ -418,6 +420,10 @@ class Vault:
         return dict(sorted(found.items()))
 
     # ------------------------------------------------------------------------------------------------------ checks
+
+    def check_code(self, mount: str, name: str, code: str) -> CodeAnswer:
+        """Have a one-time code checked with a key of the TOTP engine. Raises Unavailable, VaultRefused."""
+        return of_code(self._own("post", f"{mount}/code/{name}", {"code": code}))
 
     def health(self) -> Health:
         """Ask how Vault is. Raises Unavailable when nobody answers."""

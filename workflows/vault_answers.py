@@ -15,6 +15,7 @@ import base64
 import binascii
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from workflows.errors import Unavailable, VaultRefused
@@ -112,6 +113,15 @@ class Health:
         return self.initialized and not self.sealed
 
 
+class CodeAnswer(StrEnum):
+    """What Vault says of a one-time code."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    USED = "used"
+    UNKNOWN = "unknown"  # there is no such key
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An HTTP answer: its status, its JSON, and Vault's own words when it said no."""
@@ -139,6 +149,13 @@ class Answer:
         return "; ".join(line for line in kept if line and not line.endswith("occurred:"))[:300]
 
 
+_OF_CODES: Final = {
+    "unknown key": CodeAnswer.UNKNOWN,
+    "already used": CodeAnswer.USED,
+    "number of digits": CodeAnswer.WRONG,
+}
+
+
 def must(answer: Answer, what: str, *, quiet: bool = False) -> None:
     """Return when Vault did it; raise what its status means otherwise.
 
@@ -157,6 +174,16 @@ def must(answer: Answer, what: str, *, quiet: bool = False) -> None:
         meaning = {401: "it does not know who asks", 403: "permission denied", 404: "there is no such thing"}
         raise VaultRefused(f"Vault refused to {what}: {meaning.get(status, 'it calls that invalid')}{said}.")
     raise Unavailable(f"Vault failed to {what}: status {status}{said}.")
+
+
+def of_code(answer: Answer) -> CodeAnswer:
+    """Return what came of a one-time code. Only a clear yes is RIGHT. Raises Unavailable, VaultRefused."""
+    if answer.status == 400:
+        for words, meaning in _OF_CODES.items():
+            if words in answer.words:
+                return meaning
+    must(answer, "check a one-time code")
+    return CodeAnswer.RIGHT if answer.data.get("valid") is True else CodeAnswer.WRONG
 
 
 def leased(answer: Answer, path: str) -> Secret:

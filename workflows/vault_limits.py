@@ -89,23 +89,31 @@ _SHOWN: Final = 5  # a token of root's may use them all
 _STRANGER: Final = "breakglass-check/creds/stranger/0123456789"
 
 
-def breaches(vault: Vault, levels: Iterable[LevelSetup], log_key: tuple[str, str] | None) -> Iterator[str]:
+def breaches(
+    vault: Vault, levels: Iterable[LevelSetup], log_key: tuple[str, str] | None, totp: str | None = None
+) -> Iterator[str]:
     """Yield what the bot's token may do and must not, a sentence each. Raises Unavailable, VaultRefused."""
     levels = tuple(levels)
     # 1. By path.
-    asked = vault.own_capabilities(forbidden_paths(levels, log_key))
+    asked = vault.own_capabilities(forbidden_paths(levels, log_key, totp))
     open_to_it = {path: sorted(found - {"deny"}) for path, found in asked.items() if found - {"deny"}}
     for path, may in list(open_to_it.items())[:_SHOWN]:
         yield f"the bot's own token may {' and '.join(may)} {path}; it must not: take that right away."
     if len(open_to_it) > _SHOWN:
         yield f"there are {len(open_to_it) - _SHOWN} more places that the bot's own token may use: is it an operator's?"
+    if totp is not None:
+        path = f"{totp}/code/breakglass-check"
+        if more := vault.own_capabilities([path])[path] - {"update", "deny"}:
+            yield f"the bot's own token may {' and '.join(sorted(more))} {path}; it may only have codes checked."
     # 2. By what is sent.
     for what, method, path, body in probes(levels):
         if not vault.is_refused(method, path, body):
             yield f"the bot's own token may {what} ({path}); it must not: mend its policy."
 
 
-def forbidden_paths(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None) -> tuple[str, ...]:
+def forbidden_paths(
+    levels: Iterable[LevelSetup], log_key: tuple[str, str] | None, totp: str | None = None
+) -> tuple[str, ...]:
     """Return the paths at which the bot may do nothing at all; those of the levels are not among them.
 
     A level's own path has a sentence of its own in ``breakglass check``.
@@ -129,6 +137,9 @@ def forbidden_paths(levels: Iterable[LevelSetup], log_key: tuple[str, str] | Non
             paths[f"{mount}/{word}/{rest}/{key}" if rest else f"{mount}/keys/{key}/{word}"] = None
         paths[f"{mount}/keys"] = None
         paths[f"{mount}/keys/{key}-another"] = None
+    if totp is not None:
+        paths[f"{totp}/keys"] = None
+        paths[f"{totp}/keys/breakglass-check"] = None
     return tuple(paths)
 
 

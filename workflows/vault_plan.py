@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 from workflows.engines import ENGINES
 from workflows.engines.seam import ControlGroup, Lends, Prepared, Rule, Write
 from workflows.errors import Invalid
+from workflows.step_up_rules import mount_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -103,7 +104,7 @@ def levels_of(policy: Policy) -> tuple[LevelSetup, ...]:
 
 def plan_of(policy: Policy) -> Plan:
     """Return the plan for a policy. Raises :class:`Invalid` with every problem, each after the level's name."""
-    return plan(levels_of(policy), log_key_of(policy))
+    return plan(levels_of(policy), log_key_of(policy), totp_of(policy))
 
 
 def log_key_of(policy: Policy) -> tuple[str, str] | None:
@@ -112,8 +113,17 @@ def log_key_of(policy: Policy) -> tuple[str, str] | None:
     return None if signer is None or signer.kind != "vault" else (signer.settings["mount"], signer.settings["key"])
 
 
-def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -> Plan:
-    """Return the plan for ``levels`` and the log's key (mount, name) of the transit engine; see :func:`plan_of`."""
+def totp_of(policy: Policy) -> str | None:
+    """Return where the TOTP engine is that checks custodians' codes; None: no level takes one."""
+    levels = (level for account in policy.accounts.values() for level in account.levels.values())
+    return mount_of(policy) if any(level.step_up for level in levels) else None
+
+
+def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None, totp: str | None = None) -> Plan:
+    """Return the plan for ``levels``, the log's key (mount, name) of the transit engine and the TOTP engine's mount.
+
+    See :func:`plan_of`.
+    """
     levels = tuple(levels)
     problems: list[str] = []
     targets: dict[str, list[str]] = {}  # paragraphs, by the line that names the target
@@ -163,6 +173,10 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
             before += [part for part in rest.strip("\n").split("\n\n") if part not in tuple(before)]
     if log_key is not None:
         bot += _log_rules(*log_key)
+    if totp is not None:
+        # Without "read", which makes a code, and without the keys: whoever has the bot has nobody's factor.
+        why = "Have a custodian's code checked; never make one."
+        bot.append(Rule(f"{totp}/code/*", ("update",), {"code": ()}, why=why))
     reachable = {rule.path for rules in children.values() for rule in rules}
     problems += _ways_around(children)
     groups = {level.control.group for level in levels if level.control is not None}
@@ -216,6 +230,8 @@ def plan(levels: Iterable[LevelSetup], log_key: tuple[str, str] | None = None) -
                 made_once=True,
             )
         )
+    if totp is not None:
+        ending.append(Write("POST", f"sys/mounts/{totp}", {"type": "totp"}, made_once=True))
     # 4. What custodians may with their own logins, through their group. Who is in it is an administrator's to say.
     if groups:
         ending.append(Write("PUT", f"sys/policies/acl/{CUSTODIAN}", {"policy": hcl(_CUSTODIAN)}))

@@ -83,6 +83,7 @@ _FINDINGS: Final[Mapping[str, tuple[str, int, int]]] = {
     "capture:gap": ("Lines of a source of commands were lost", 1, 4),
     "capture:unreadable": ("Lines of a source of commands cannot be read", 1, 4),
     "digest:post": ("A week's figures of emergency access were told", 1, 1),
+    "person:lock": ("Too many wrong codes were typed in a custodian's name", 1, 4),
     "ready:fail": ("Emergency access could not be opened if it were needed", 1, 3),
     "copy:behind": ("A copy of the log outside is behind", 1, 4),
     "copy:caught_up": ("A copy of the log outside is behind", 3, 1),
