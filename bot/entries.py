@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from bot import commands
 from bot.blockkit import Block, copyable, escape, label, mention, person, plain, plural, typed, when
 from storage import commands as told
-from storage.models import Outcome, State
+from storage.models import FollowUpWord, Outcome, State
 from workflows.absence import AWAY, BACK
 from workflows.alert_rules import SEND, TEST
 from workflows.alert_rules import Came as AlertCame
@@ -65,6 +65,9 @@ _VERBS: Final[Mapping[str, str]] = MappingProxyType(
         Action.INTERCEPT: "say that somebody else opened it",
         Action.REVOKE: "revoke it",
         Action.REVIEW: "file the review",
+        Action.REVIEW_SECOND: "file the second review",
+        Action.REASSIGN: "give the review to somebody else",
+        FollowUpWord.CLOSE: "say that a follow-up is done",
         "log:export": "export the log",
         HOLD: "put it under legal hold",
         LET_GO: "end its legal hold",
@@ -91,6 +94,15 @@ def review_words(findings: str, follow_ups: Sequence[Mapping[str, Any]]) -> list
         line["elements"].append({"type": "text", "text": " "})
         line["elements"].append(person(owner))
         parts += [line, typed(str(follow_up.get("what", "")), 900)]
+    return parts
+
+
+def evidence(data: Mapping[str, Any]) -> list[Block]:
+    """Return why a reviewer answered as they did, in their words; older reviews say nothing of it."""
+    parts = []
+    for key, text in (("threshold_why", "Why it was met, or not"), ("standard_path_why", "Would escalation have done")):
+        if data.get(key):
+            parts += [label(text), typed(str(data[key]), 600)]
     return parts
 
 
@@ -440,8 +452,50 @@ def _fail_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wor
 def _review_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
     data = record.data
     line = f"{who} filed the review: *{outcome_words(str(data.get('outcome', '')))}*."
+    if record.event == Action.REVIEW_FIRST:
+        line += " It needs a second reviewer."
     follow_ups = [item for item in _listed(data, "follow_ups") if isinstance(item, dict)]
-    return line, review_words(str(data.get("findings", "")), follow_ups)
+    return line, [*evidence(data), *review_words(str(data.get("findings", "")), follow_ups)]
+
+
+def _second_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    agrees = "agrees with the first" if record.data.get("agrees") is True else "*disagrees* with the first"
+    line = f"{who} filed the second review and {agrees}: *{outcome_words(str(record.data.get('outcome', '')))}*."
+    return line, [label("Findings"), typed(str(record.data.get("findings", "")))]
+
+
+def _assign_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    which = "second review" if data.get("second") is True else "review"
+    owner = mention(str(data.get("owner", "")))
+    instead = f" instead of {mention(str(data['instead_of']))}" if data.get("instead_of") else ""
+    line = f"The {which} is {owner}'s to file{instead}."
+    if record.event == Action.REASSIGN:
+        line = f"{who} gave the {which} to {owner}{instead}."
+    if data.get("reciprocal") is True:
+        line += " *They review each other:* the requester reviewed a use of theirs within a month."
+    if data.get("involved") is True:
+        line += " They answer for the account: nobody else was left to ask, or somebody chose them."
+    return line, []
+
+
+def _late_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    whose = f" It is {mention(str(data['owner']))}'s to file." if data.get("owner") else ""
+    if record.event == Action.REVIEW_ESCALATE:
+        days = plural(_number(data, "days_late"), "day")
+        return f"*The review is {days} overdue.*{whose} `/breakglass reassign` gives it to somebody else.", []
+    return f"*The review is overdue.*{whose}", []
+
+
+def _follow_up_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
+    data = record.data
+    name, owner = escape(str(data.get("id", "")), 60), mention(str(data.get("owner", "")))
+    due = escape(str(data.get("due", "")), 20)
+    if record.event == FollowUpWord.CLOSE:
+        return f"{who} says that the follow-up {name} is done.", [typed(str(data.get("note", "")), 900)]
+    said = "is still to be done" if record.event == FollowUpWord.REMIND else "is to be done"
+    return f"The follow-up {name} {said}, by {owner}, due {due}.", [typed(str(data.get("what", "")), 900)]
 
 
 def _export_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
@@ -670,7 +724,15 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         Action.END: _end_line,
         Action.FAIL: _fail_line,
         Action.REVIEW: _review_line,
-        Action.REMIND: lambda _r, _w, _c, _p: ("*The review is overdue.*", []),
+        Action.REVIEW_FIRST: _review_line,
+        Action.REVIEW_SECOND: _second_line,
+        Action.ASSIGN: _assign_line,
+        Action.REASSIGN: _assign_line,
+        Action.REMIND: _late_line,
+        Action.REVIEW_ESCALATE: _late_line,
+        FollowUpWord.OPEN: _follow_up_line,
+        FollowUpWord.REMIND: _follow_up_line,
+        FollowUpWord.CLOSE: _follow_up_line,
         told.RUN: _command_line,
         told.CLOSE: _command_line,
         told.STOP: _command_line,

@@ -21,18 +21,19 @@ import re
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from bot import away_command, commands, modals, views
 from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
+from bot.payloads import about_of, actor_of, click_of, values_of
+from bot.review_front import ReviewFront
 from storage.audit import Actor
-from storage.models import Outcome
 from workflows import policy as rules
 from workflows.away_desk import AwayDesk
-from workflows.desk import Ask, Findings, FollowUp
+from workflows.desk import Ask
 from workflows.engines.naming import REQUEST
 from workflows.errors import BreakGlassError, Conflict, Invalid, Unavailable
 from workflows.lifecycle import Action
@@ -48,14 +49,13 @@ if TYPE_CHECKING:
 
     from workflows.control_group import Question
     from workflows.desk import Desk
-    from workflows.policy import Account, Level
+    from workflows.policy import Account, Level, Verdict
 
     Export = Callable[[Actor, str], None]
 
-_BUTTON: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,9})")
 _PROPOSAL: Final = re.compile(r"([0-9]{1,18}) ([0-9a-f]{64})")
 _COMMANDS: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,6})")
-_SUBCOMMANDS: Final = ("help", "status", "review", "export", "hold", "unhold", "away", "back")
+_SUBCOMMANDS: Final = ("help", "status", "review", "reassign", "export", "hold", "unhold", "away", "back")
 
 
 def register(
@@ -74,7 +74,7 @@ def register(
     """
     retention = RetentionDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
     away = AwayDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
-    front = _Front(desk, retention, away, now, export, pause, first)
+    front = _Front(desk, retention, away, ReviewFront(desk, now), now, export, pause, first)
     app.command(views.COMMAND)(front.command)
     for action_id, clicked in (
         (views.ASK, front.ask),
@@ -88,20 +88,19 @@ def register(
         (views.INTERCEPT, front.intercept),
         (views.RELEASE, front.release),
         (views.REVOKE, front.revoke),
-        (views.REVIEW, front.review_form),
         (views.SHOW_COMMANDS, front.show_commands),
         (views.LATER_COMMANDS, front.show_commands),
         (views.CONFIRM_PRUNING, front.confirm_pruning),
         (views.REJECT_PRUNING, front.reject_pruning),
     ):
         app.action(action_id)(clicked)
+    front.reviews.register(app)
     # Last: a button of an older or newer bot's message must not be dead.
     app.action(re.compile(".*"))(_unknown)
     for callback_id, submitted in (
         (views.OPEN_FORM, front.open),
         (views.DENY_FORM, front.deny),
         (views.SHORTEN_FORM, front.shorten),
-        (views.REVIEW_FORM, front.review),
     ):
         app.view(callback_id)(submitted)
     app.event("app_home_opened")(front.home)
@@ -109,40 +108,6 @@ def register(
 
 
 # --- what a payload says ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Click:
-    """Who pressed which request's button, and the version that was drawn then."""
-
-    actor: Actor
-    request_id: str
-    version: int
-
-    @property
-    def about(self) -> str:
-        """What the button carried, for the form that it opens."""
-        return f"{self.request_id} {self.version}"
-
-
-def actor_of(body: Mapping[str, Any]) -> Actor:
-    """Return who acts: their own workspace, also in a channel that several workspaces share."""
-    user = body.get("user")
-    if isinstance(user, dict):
-        team = user.get("team_id") or (body.get("team") or {}).get("id")
-        return Actor(str(team or "unknown"), str(user.get("id") or "unknown"))
-    return Actor(str(body.get("team_id") or "unknown"), str(body.get("user_id") or "unknown"))
-
-
-def _click(body: Mapping[str, Any]) -> _Click:
-    return _about(body, str(body["actions"][0].get("value", "")))
-
-
-def _about(body: Mapping[str, Any], about: str) -> _Click:
-    match = _BUTTON.fullmatch(about)
-    if match is None:
-        raise Conflict("That button is not of this version of the bot. Nothing was changed.", code="unknown_button")
-    return _Click(actor_of(body), match[1], int(match[2]))
 
 
 def _proposal(body: Mapping[str, Any]) -> tuple[int, str]:
@@ -158,19 +123,6 @@ def _clicked_at(body: Mapping[str, Any]) -> datetime | None:
         return datetime.fromtimestamp(float(body["actions"][0].get("action_ts") or ""), UTC)
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _values(view: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a form says, by block id; what is empty is left out."""
-    found: dict[str, str] = {}
-    for block_id, answers in view["state"]["values"].items():
-        for answer in answers.values():
-            option = answer.get("selected_option") or {}
-            text = answer.get("value") or option.get("value")
-            text = text or answer.get("selected_user") or answer.get("selected_date")
-            if text:
-                found[block_id] = str(text)
-    return found
 
 
 def _duration(text: str) -> timedelta:
@@ -219,6 +171,7 @@ class _Front:
     desk: Desk
     retention: RetentionDesk
     away: AwayDesk
+    reviews: ReviewFront
     now: Callable[[], datetime]
     export: Export | None
     pause: Callable[[float], None]
@@ -241,7 +194,12 @@ class _Front:
             case "review":
                 request_id = _request_id("review", words[1:])
                 ack()
-                self._open_review(body, client, request_id, None)
+                self.reviews.open_form(body, client, request_id, None)
+            case "reassign":
+                request_id = _request_id("reassign", words[1:])
+                ack()
+                said = self.reviews.give(actor_of(body), request_id, " ".join(words[2:]))
+                respond(said, response_type="ephemeral")
             case "export":
                 request_id = _request_id("export", words[1:])
                 ack()
@@ -264,8 +222,11 @@ class _Front:
                 respond(self._no_such(actor_of(body), words[0]), response_type="ephemeral")
 
     def _status(self, actor: Actor, words: Sequence[str]) -> str:
-        cases = [self.desk.case(_request_id("status", words))] if words else self.desk.open_cases(actor.person)
-        return modals.status_text(cases, self.desk.policy)
+        if words:
+            case = self.desk.case(_request_id("status", words))
+            return modals.status_text([case], self.desk.policy, case.follow_ups)
+        mine = self.desk.open_follow_ups(actor.person)
+        return modals.status_text(self.desk.open_cases(actor.person), self.desk.policy, mine)
 
     def _send_log(self, actor: Actor, request_id: str) -> str:
         self.desk.may_export(actor, request_id, now=self.now())
@@ -315,7 +276,7 @@ class _Front:
     def redraw(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Draw the form anew for another account or level; what was typed stays."""
         ack()
-        person, values = actor_of(body).person, _values(body["view"])
+        person, values = actor_of(body).person, values_of(body["view"])
         view = self._form(
             person, self.desk.accounts_for(person), values.get(views.ACCOUNT), values.get(views.LEVEL), values
         )
@@ -331,14 +292,18 @@ class _Front:
     ) -> modals.View:
         account = next((entry for entry in accounts if entry.name == account_name), None)
         if account is None and account_name is not None:
-            return modals.sentence(modals.TITLE, self.desk.preview(person, account_name, level_name).sentence)
+            return modals.sentence(
+                modals.TITLE, self.desk.preview(person, account_name, level_name, now=self.now()).sentence
+            )
         level: Level | None = None
         if account is not None:
             # The first of an account's levels is the least; nobody should have to choose it.
             level = account.real_levels.get(level_name or "") or next(iter(account.real_levels.values()))
         typed = values.get(views.DURATION, "")
         asked = _duration(typed) if _is_duration(typed) else None
-        verdict = self.desk.preview(person, account.name, level.name, asked) if account and level else None
+        verdict: Verdict | None = None
+        if account is not None and level is not None:
+            verdict = self.desk.preview(person, account.name, level.name, asked, now=self.now())
         if level is not None and modals.needs_key(level) and views.PUBLIC_KEY not in values:
             values = {**values, views.PUBLIC_KEY: self.desk.key_on_file(person)}
         return modals.request_form(
@@ -347,7 +312,7 @@ class _Front:
 
     def open(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
         """Take the request form."""
-        values = _values(view)
+        values = values_of(view)
         if views.DURATION not in values:
             first = views.ACCOUNT if views.ACCOUNT not in values else views.LEVEL
             raise Invalid("The form is not complete.", fields={first: "Choose again; the form is being filled in."})
@@ -369,7 +334,7 @@ class _Front:
 
     def approve(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Approve for the time that was asked; where that takes a code, open the form that asks for it."""
-        click = _click(body)
+        click = click_of(body)
         if self.desk.factor.is_needed(click.request_id):
             self.shorten_form(body, ack, client)
             return
@@ -380,7 +345,7 @@ class _Front:
 
     def shorten_form(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Open the form that approves for less."""
-        click = _click(body)
+        click = click_of(body)
         ack()
         with filling(client, body["trigger_id"], modals.loading(f"Approve {click.request_id}")) as view_id:
             case = self.desk.may(click.actor, Action.APPROVE, click.request_id, click.version, now=self.now())
@@ -389,8 +354,8 @@ class _Front:
 
     def shorten(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
         """Approve for less."""
-        click = _about(body, view["private_metadata"])
-        values = _values(view)
+        click = about_of(body, view["private_metadata"])
+        values = values_of(view)
         within, code = _duration(values.get(views.DURATION, "")), values.get(views.CODE)
         self.desk.approve(click.actor, click.request_id, click.version, within=within, code=code, now=self.now())
         ack(response_action="update", view=modals.sentence(click.request_id, self._approved(click.request_id)))
@@ -403,7 +368,7 @@ class _Front:
 
     def deny_form(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Open the form that asks why."""
-        click = _click(body)
+        click = click_of(body)
         ack()
         with filling(client, body["trigger_id"], modals.loading(f"Deny {click.request_id}")) as view_id:
             self.desk.may(click.actor, Action.DENY, click.request_id, click.version, now=self.now())
@@ -411,15 +376,15 @@ class _Front:
 
     def deny(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
         """Deny, with the reason."""
-        click = _about(body, view["private_metadata"])
-        reason = _values(view).get(views.REASON, "")
+        click = about_of(body, view["private_metadata"])
+        reason = values_of(view).get(views.REASON, "")
         self.desk.deny(click.actor, click.request_id, click.version, reason, now=self.now())
         text = f"Denied {click.request_id}. The requester sees your reason."
         ack(response_action="update", view=modals.sentence(click.request_id, text))
 
     def withdraw(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Take the request back."""
-        click = _click(body)
+        click = click_of(body)
         self.desk.withdraw(click.actor, click.request_id, click.version, now=self.now())
         ack()
         self._answer(body, client, f"Withdrew {click.request_id}. Nothing was given out.")
@@ -428,7 +393,7 @@ class _Front:
 
     def reveal(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Issue the credential into a window of the requester's, the only place where it is ever shown."""
-        click = _click(body)
+        click = click_of(body)
         # Before the window: of two clicks the second is answered beside its button, and opens no window over the first.
         intent = self.desk.reveal(click.actor, click.request_id, click.version, now=self.now())
         ack()
@@ -465,21 +430,21 @@ class _Front:
 
     def intercept(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Somebody else opened it: end the access and call security."""
-        click = _click(body)
+        click = click_of(body)
         ack()
         self.desk.intercept(click.actor, click.request_id, now=self.now())
         self._finish(body, client, click.request_id, "Security is called.")
 
     def release(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Hand the access back; the thread says so when Vault has confirmed."""
-        click = _click(body)
+        click = click_of(body)
         self.desk.release(click.actor, click.request_id, click.version, now=self.now())
         ack()
         self._finish(body, client, click.request_id, "Thank you.")
 
     def revoke(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Take the access away."""
-        click = _click(body)
+        click = click_of(body)
         self.desk.revoke(click.actor, click.request_id, click.version, now=self.now())
         ack()
         self._finish(body, client, click.request_id, "Revoked.")
@@ -490,37 +455,6 @@ class _Front:
         else:
             rest = f"{request_id} is being taken back; the thread says when Vault has confirmed it."
         self._answer(body, client, f"{first} {rest}")
-
-    # The review.
-
-    def review_form(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
-        """Open the review form."""
-        click = _click(body)
-        ack()
-        self._open_review(body, client, click.request_id, click.version)
-
-    def _open_review(self, body: Mapping[str, Any], client: WebClient, request_id: str, version: int | None) -> None:
-        with filling(client, body["trigger_id"], modals.loading(f"Review {request_id}")) as view_id:
-            case = self.desk.may(actor_of(body), Action.REVIEW, request_id, version, now=self.now())
-            use = self.desk.use(case)
-            view = modals.review_form(case, self.desk.policy, views.value(case), use)
-            client.views_update(view_id=view_id, view=view)
-
-    def review(self, body: dict[str, Any], ack: Ack, view: dict[str, Any]) -> None:
-        """File the review."""
-        click = _about(body, view["private_metadata"])
-        values = _values(view)
-        form = Findings(
-            threshold_met=_yes(values, views.THRESHOLD_MET),
-            standard_path_enough=_yes(values, views.STANDARD_PATH_ENOUGH),
-            used_as_stated=_yes(values, views.USED_AS_STATED),
-            outcome=_outcome(values),
-            findings=values.get(views.FINDINGS, ""),
-            follow_ups=_follow_ups(values),
-        )
-        self.desk.review(click.actor, click.request_id, click.version, form, now=self.now())
-        text = f"The review of {click.request_id} is filed and stands in its thread. Thank you."
-        ack(response_action="update", view=modals.sentence(click.request_id, text))
 
     # The commands.
 
@@ -584,7 +518,12 @@ class _Front:
     def _home(self, actor: Actor) -> modals.View:
         agenda = self.desk.agenda(actor, now=self.now())
         return modals.home(
-            self.desk.policy, waiting=agenda.waiting, mine=agenda.mine, reviews=agenda.reviews, now=self.now()
+            self.desk.policy,
+            waiting=agenda.waiting,
+            mine=agenda.mine,
+            reviews=agenda.reviews,
+            follow_ups=agenda.follow_ups,
+            now=self.now(),
         )
 
     # Answering.
@@ -612,31 +551,3 @@ def _request_id(subcommand: str, words: Sequence[str]) -> str:
 
 def _reply(ack: Ack, text: str) -> None:
     ack(text=text, response_type="ephemeral")
-
-
-def _yes(values: Mapping[str, str], word: str) -> bool:
-    if word not in values:
-        raise Invalid("The review is not complete.", fields={word: "Choose yes or no."})
-    return values[word] == modals.YES
-
-
-def _outcome(values: Mapping[str, str]) -> Outcome:
-    chosen = next((outcome for outcome in Outcome if outcome.value == values.get(views.OUTCOME)), None)
-    if chosen is None:
-        raise Invalid("The review is not complete.", fields={views.OUTCOME: "Choose a verdict."})
-    return chosen
-
-
-def _follow_ups(values: Mapping[str, str]) -> tuple[FollowUp, ...]:
-    found = []
-    for words in views.FOLLOW_UPS:
-        given = [word for word in words if word in values]
-        if not given:
-            continue
-        if missing := next((word for word in words if word not in values), None):
-            raise Invalid(
-                "A follow-up is not complete.", fields={missing: "A follow-up needs what is to be done, whom and when."}
-            )
-        what, owner, due = (values[word] for word in words)
-        found.append(FollowUp(what, owner, date.fromisoformat(due)))
-    return tuple(found)

@@ -19,7 +19,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import commands, entries, views
+from bot import commands, review_words, reviews, views
 from bot.blockkit import (
     MOST_OPTIONS,
     Block,
@@ -47,7 +47,8 @@ from bot.blockkit import (
 from storage.models import Outcome
 from workflows.delivery import Delivery, Parcel
 from workflows.engines import ENGINES
-from workflows.policy import WORDS, say_duration
+from workflows.policy import OVERDUE, WORDS, say_duration
+from workflows.reviewing import LEAST_WORDS
 from workflows.ssh_keys import looks_private
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from storage.commands import Command, Tally
-    from storage.models import Request
+    from storage.models import FollowUp, Request
     from workflows.control_group import Question
     from workflows.door import Case
     from workflows.engines import Credential
@@ -66,6 +67,12 @@ View = dict[str, Any]
 YES: Final = "yes"
 NO: Final = "no"
 TITLE: Final = "Emergency access"
+_VERDICTS: Final = (
+    {"text": plain_text("Real emergency, justified", 75), "value": Outcome.JUSTIFIED.value},
+    {"text": plain_text("Unnecessary, not justified", 75), "value": Outcome.NOT_JUSTIFIED.value},
+    {"text": plain_text("Misuse (a second reviewer is asked)", 75), "value": Outcome.MISUSE.value},
+    {"text": plain_text("A drill", 75), "value": Outcome.DRILL.value},
+)
 _MOST_INPUT: Final = 3000  # characters of a plain_text_input
 _LISTED: Final = 10  # cases under one heading of the Home tab
 # What a credential may have, by its attribute, and what the person at the keyboard calls it.
@@ -167,6 +174,8 @@ def request_form(
     if account is not None and account not in offered:
         offered[-1] = account
     options = [_option(entry.title, entry.name) for entry in offered]
+    if account is not None and verdict is not None and any(one.code == OVERDUE for one in verdict.unmet):
+        return _blocked(options, account, level, verdict)
     blocks.append(
         _dispatching(
             _input(
@@ -203,6 +212,24 @@ def request_form(
         if needs_key(level):
             blocks.append(_key(values.get(views.PUBLIC_KEY, "")))
     return _modal(views.OPEN_FORM, TITLE, blocks, submit="Ask for access")
+
+
+def _blocked(options: Sequence[Block], account: Account, level: Level | None, verdict: Verdict) -> View:
+    """Return the form of an account that is shut to this person: what shuts it, and no way to send it off."""
+    why = next(one.sentence for one in verdict.unmet if one.code == OVERDUE)
+    chosen = [_option(_level_text(entry), entry.name) for entry in account.levels.values()]
+    accounts = _choice("static_select", options, account.name, "Choose an account")
+    levels = _choice("static_select", chosen, level.name if level else None, "Choose a level")
+    return _modal(
+        views.OPEN_FORM,
+        TITLE,
+        [
+            section(f"⛔ *{say(why, 900).replace('*', '')}*"),
+            *actions(views.ACCOUNT, [{**accounts, "action_id": views.ACCOUNT}]),
+            *actions(views.LEVEL, [{**levels, "action_id": views.LEVEL}]),
+            context("Nothing can be asked for here until then. Another account may be."),
+        ],
+    )
 
 
 def needs_key(level: Level) -> bool:
@@ -458,16 +485,25 @@ def review_form(case: Case, policy: Policy, about: str, use: Tally) -> View:
         *commands.review(use, was_issued=any(grant.issued_at for grant in case.grants), source=source),
         divider(),
     ]
+    verdict = _input(views.OUTCOME, "Verdict", _choice("radio_buttons", _VERDICTS, None))
+    if views.awaits_second(case):
+        own = _text(placeholder="In your own words", is_long=True, least=LEAST_WORDS)
+        below = [verdict, _input(views.FINDINGS, "What did you find?", own)]
+        title = f"Second review {row.id}"
+        return _modal(
+            reviews.SECOND_FORM, title, [*asked, *review_words.filed(case), *below], submit="File", about=about
+        )
     both = [_option("Yes", YES), _option("No", NO)]
-    verdicts = [_option(entries.outcome_words(outcome).capitalize(), outcome.value) for outcome in Outcome]
     blocks = [
         *asked,
         _input(views.THRESHOLD_MET, "Was the documented threshold met?", _choice("radio_buttons", both, None)),
+        _why(views.THRESHOLD_WHY, "How do you know?", "An alert, a dashboard, a ticket: what shows it"),
         _input(
             views.STANDARD_PATH_ENOUGH, "Could standard escalation have worked?", _choice("radio_buttons", both, None)
         ),
+        _why(views.STANDARD_PATH_WHY, "Why, or why not?", "Who was asked, and how long it would have taken"),
         _input(views.USED_AS_STATED, "Was the access used as stated?", _choice("radio_buttons", both, None)),
-        _input(views.OUTCOME, "Verdict", _choice("radio_buttons", verdicts, None)),
+        verdict,
         _input(views.FINDINGS, "What did you find?", _text(placeholder="Also when all was in order", is_long=True)),
     ]
     for number, (action, owner, due) in enumerate(views.FOLLOW_UPS, start=1):
@@ -490,11 +526,21 @@ def review_form(case: Case, policy: Policy, about: str, use: Tally) -> View:
     return _modal(views.REVIEW_FORM, f"Review {row.id}", blocks, submit="File", about=about)
 
 
+def _why(word: str, text: str, placeholder: str) -> Block:
+    return _input(word, text, _text(placeholder=placeholder, is_long=True, least=LEAST_WORDS, most=2000))
+
+
 # --- the Home tab and the answers to commands -------------------------------------------------------------------------
 
 
 def home(
-    policy: Policy, *, waiting: Sequence[Case], mine: Sequence[Case], reviews: Sequence[Case], now: datetime
+    policy: Policy,
+    *,
+    waiting: Sequence[Case],
+    mine: Sequence[Case],
+    reviews: Sequence[Case],
+    follow_ups: Sequence[FollowUp] = (),
+    now: datetime,
 ) -> View:
     """Return the Home tab: what waits for this person, what they asked for, and how to ask."""
     blocks: list[Block] = [
@@ -518,6 +564,11 @@ def home(
             blocks.append(context(f"And {len(cases) - _LISTED} more: type `{views.COMMAND} status`."))
         if not cases:
             blocks.append(context("Nothing at the moment."))
+    if follow_ups:
+        blocks += [divider(), section(f"*Follow-ups of yours* ({len(follow_ups)})")]
+        for one in follow_ups[:_LISTED]:
+            blocks.append(section("\n".join(review_words.listed([one]))))
+            blocks += actions(f"{views.BUTTONS} {one.id}", review_words.closing(one))
     return {"type": "home", "blocks": [*blocks, context(f"As of {when(now)}.")]}
 
 
@@ -542,6 +593,7 @@ def help_text() -> str:
             f"`{command} status` lists what is open for you; `{command} status BG-7KQ2` shows one request.",
             f"`{command} review BG-7KQ2` opens the review form, for reviewers.",
             f"`{command} away until friday @deputy` says who is asked besides you; `{command} back` ends it.",
+            f"`{command} reassign BG-7KQ2 @sam` gives a review to another reviewer.",
             f"`{command} export BG-7KQ2` sends you its log, for auditors.",
             f"`{command} hold BG-7KQ2 why` keeps its log from being pruned, for auditors and security.",
             f"`{command} unhold BG-7KQ2 why` ends that.",
@@ -550,12 +602,12 @@ def help_text() -> str:
     )
 
 
-def status_text(cases: Iterable[Case], policy: Policy) -> str:
+def status_text(cases: Iterable[Case], policy: Policy, follow_ups: Sequence[FollowUp] = ()) -> str:
     """Return the answer to ``/breakglass status``."""
-    found = list(cases)
-    if not found:
+    told = [*(_entry(case, policy) for case in cases), *review_words.listed(follow_ups)]
+    if not told:
         return f"Nothing is open that concerns you. `{views.COMMAND}` asks for access."
-    texts = joined(_entry(case, policy) for case in found)
+    texts = joined(told)
     return texts[0] if len(texts) == 1 else f"{texts[0]}\n… and more; see the Home tab."
 
 

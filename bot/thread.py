@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from bot import asked, attachments, commands, drill_views, views
+from bot import asked, attachments, commands, drill_views, reviews, views
 from bot.batches import Batch, has_only_commands, next_batch, owed_file
 from bot.calls import (
     DELETED,
@@ -74,9 +74,8 @@ from storage.followers.runner import BEHIND
 from storage.heads import ALARM, ROTATE
 from storage.holder import new_holder
 from storage.models import Post, Request
-from workflows import policy as rules
 from workflows.errors import Unavailable
-from workflows.lifecycle import Action, Role, allowed_roles
+from workflows.lifecycle import Action, allowed_roles
 from workflows.reconcile import ALARM as ACCESS_ALARM
 from workflows.retention import LASTS, PROPOSE, fate
 from workflows.step_up import LOCK
@@ -89,7 +88,7 @@ if TYPE_CHECKING:
     from storage.audit import Record
     from storage.database import Database
     from workflows.door import Case
-    from workflows.policy import Policy
+    from workflows.policy import Person, Policy
     from workflows.retention import Fate
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ _UPDATES_PER_SECOND: Final = 50 / 60
 class Groups(Protocol):
     """The people, and the id behind a group's handle."""
 
-    def person(self, user_id: str) -> rules.Person | None:
+    def person(self, user_id: str) -> Person | None:
         """As :class:`workflows.policy.Directory`."""
 
     def members(self, group: str) -> tuple[str, ...] | None:
@@ -386,14 +385,9 @@ class ThreadFollower:
         is_all = True
         letters = self._letters(case)
         with self._database.read() as session:
-            besides = list(asked.letters(session, case, posts))
+            besides = [*asked.letters(session, case, posts), *reviews.letters(session, case, posts)]
         letters += [self._letter(case, key, who, is_wanted=is_due, more=more) for key, who, more, is_due in besides]
-        try:
-            letters += self._reviews(case, posts)
-        except Unavailable as error:
-            # Who reviews is not known just now; everybody else is written to all the same.
-            self._failed(claim, error.reason)
-            is_all = False
+        letters += self._reviews(case, posts)
         # What is new comes before what is drawn again: each new one has a lane to itself.
         letters.sort(key=lambda letter: letter.key in posts and posts[letter.key].ts is not None)
         for letter in letters:
@@ -418,28 +412,16 @@ class ThreadFollower:
         return [self._letter(case, key, target, is_wanted=still or key != "warning") for key, target in wanted.items()]
 
     def _reviews(self, case: Case, posts: Mapping[str, Post]) -> list[_Letter]:
-        """Return what reviewers are told: at the end of the use, and again when the review is overdue."""
+        """Return what the review's owner is told: that it is theirs, and again when it is overdue."""
         old = {key: post.target for key, post in posts.items() if key.startswith(("review:", "remind:"))}
         wanted: dict[str, str] = {}
-        if allowed_roles(case.state, Action.REVIEW):
+        owner = case.request.review_owner
+        if owner is not None and allowed_roles(case.state, Action.REVIEW):
             reminders = self._cursors.events(case.request.id, (Action.REMIND,)).get(Action.REMIND)
-            for person in self._reviewers(case):
-                wanted[f"review:{person}"] = person
-                if reminders:  # after a long outage only the newest of them
-                    wanted[f"remind:{reminders[-1]}:{person}"] = person
+            wanted[f"review:{owner}"] = owner
+            if reminders:  # after a long outage only the newest of them
+                wanted[f"remind:{reminders[-1]}:{owner}"] = owner
         return [self._letter(case, key, target, is_wanted=key in wanted) for key, target in {**wanted, **old}.items()]
-
-    def _reviewers(self, case: Case) -> list[str]:
-        policy, row = self._policy(), case.request
-        roster = rules.gather(self._directory, policy, row.account)
-        return [
-            person
-            for person in roster.resolve(policy.reviewers)
-            if rules.explain(
-                policy, roster, row.account, person, Role.REVIEWER, requester=row.requester, approvers=case.approvers
-            )
-            is None
-        ]
 
     def _letter(
         self, case: Case, key: str, target: str, *, is_wanted: bool = True, more: Mapping[str, str] | None = None
@@ -772,6 +754,8 @@ class ThreadFollower:
             policy = self._policy()
             names = dict.fromkeys((*policy.leadership, *policy.security))
             called |= dict.fromkeys(alarming, " ".join(self._mention(claim, name) for name in names))
+        if Action.REVIEW_ESCALATE in events:
+            called[Action.REVIEW_ESCALATE] = " ".join(self._mention(claim, name) for name in self._policy().leadership)
         if any(record.event == Action.HOLD and record.data.get("wrapping_accessor") for record in done):
             called[Action.HOLD] = " ".join(f"<@{person}>" for person in case.request.custodians)
         if Action.ESCALATE in events:
@@ -920,6 +904,8 @@ _PICTURES: Final[Mapping[str, Callable[..., views.Message]]] = {
     "warning": views.warning,
     asked.NUDGE: asked.nudge,
     asked.SETTLED: asked.settled,
+    reviews.TODO: reviews.todo,
+    reviews.AGAIN: reviews.todo,
     "review": views.review_ask,
     "remind": views.review_ask,
 }

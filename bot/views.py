@@ -21,7 +21,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from bot import commands, drill_views, entries
+from bot import commands, drill_views, entries, review_words
 from bot.blockkit import (
     MOST_BLOCKS,
     MOST_TEXT,
@@ -74,6 +74,8 @@ RELEASE: Final = Action.RELEASE.value
 REVOKE: Final = Action.REVOKE.value
 INTERCEPT: Final = Action.INTERCEPT.value
 REVIEW: Final = Action.REVIEW.value
+REVIEW_SECOND: Final = Action.REVIEW_SECOND.value
+REASSIGN: Final = Action.REASSIGN.value
 ASK: Final = "request:form"  # on the Home tab: opens the form
 SHOW_COMMANDS: Final = commands.SHOW  # below a post that does not show all of them
 LATER_COMMANDS: Final = commands.LATER  # in the window that it opens
@@ -100,6 +102,8 @@ DURATION: Final = "duration"
 CODE: Final = "code"
 PUBLIC_KEY: Final = "public_key"
 THRESHOLD_MET: Final = "threshold_met"
+THRESHOLD_WHY: Final = "threshold_why"
+STANDARD_PATH_WHY: Final = "standard_path_why"
 STANDARD_PATH_ENOUGH: Final = "standard_path_enough"
 USED_AS_STATED: Final = "used_as_stated"
 OUTCOME: Final = "outcome"
@@ -225,7 +229,9 @@ def clock_words(case: Case, policy: Policy) -> str:
         case State.ENDING:
             return "Vault has not confirmed yet that the credential is gone; the bot keeps trying."
         case State.ENDED if row.review_due_at:
-            return f"The review is due {when(row.review_due_at)}."
+            which = "second review" if case.review else "review"
+            whose = f" It is {mention(row.review_owner)}'s to file." if row.review_owner else ""
+            return f"The {which} is due {when(row.review_due_at)}.{whose}"
         case _:
             return ""
 
@@ -291,21 +297,6 @@ def _votes(case: Case, policy: Policy) -> str:
     if row.granted_seconds is not None and row.granted_seconds < row.asked_seconds:
         lines.append(f"*Granted*: {say_duration(_granted(case))}, less than was asked for")
     return "\n".join(lines)
-
-
-def _review(case: Case) -> list[Block]:
-    """Return the filed review, or nothing."""
-    found = case.review
-    if found is None:
-        return []
-    answers = (
-        ("Documented threshold met", found.threshold_met),
-        ("Standard escalation could have worked", found.standard_path_enough),
-        ("Used as stated", found.used_as_stated),
-    )
-    lines = [f"*Review: {entries.outcome_words(found.outcome)}*, by {mention(found.reviewer)} {when(found.filed_at)}"]
-    lines += [f"{text}: {'yes' if answer else 'no'}" for text, answer in answers]
-    return [section("\n".join(lines)), rich(entries.review_words(found.findings, found.follow_ups))]
 
 
 # --- buttons ----------------------------------------------------------------------------------------------------------
@@ -417,11 +408,25 @@ def _revoking(case: Case) -> list[Block]:
     return [button("Revoke", REVOKE, value(case), style="danger", confirm=ask_first, hint=f"Revoke {case.request.id}")]
 
 
+def awaits_second(case: Case) -> bool:
+    """Whether a review is filed and another is needed."""
+    return case.review is not None and _is_open_to(case, Action.REVIEW_SECOND)
+
+
 def reviewing(case: Case) -> list[Block]:
     """Return a reviewer's button while the review is due."""
     if not _is_open_to(case, Action.REVIEW):
         return []
+    if awaits_second(case):
+        hint = f"File the second review of {case.request.id}"
+        return [button("Second review…", REVIEW_SECOND, value(case), style="primary", hint=hint)]
     return [button("File review…", REVIEW, value(case), style="primary", hint=f"File the review of {case.request.id}")]
+
+
+def _reassigning(case: Case) -> list[Block]:
+    if not _is_open_to(case, Action.REASSIGN):
+        return []
+    return [button("Give to…", REASSIGN, value(case), hint=f"Give the review of {case.request.id} to somebody else")]
 
 
 def pruning(records: Sequence[Record]) -> list[Block]:
@@ -471,7 +476,7 @@ def _facts(case: Case, policy: Policy) -> tuple[str, list[Block]]:
         section("\n".join((line, *below))),
         _why(case, policy),
         section(_votes(case, policy)),
-        *_review(case),
+        *review_words.filed(case),
     ]
     return text, blocks
 
@@ -601,22 +606,28 @@ def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
     """Return a reviewer's direct message: what was asked and done, and the form; once filed, what it says."""
     row = case.request
     lines = used(case, policy)
-    if case.review is not None or not _is_open_to(case, Action.REVIEW):
+    if not _is_open_to(case, Action.REVIEW):
         text = f"{row.id}: the review is filed." if case.review else f"{row.id}: there is nothing to review."
     else:
         due = row.review_due_at
         late = due is not None and due < now
         if due is not None:
             lines.append(f"*The review was due {when(due)}.*" if late else f"The review is due {when(due)}.")
+        if row.review_owner is not None:
+            lines.append(f"It is {mention(row.review_owner)}'s to file, and any reviewer may.")
+        if case.review is not None:
+            lines.append(
+                f"{mention(case.review.reviewer)} has filed theirs; somebody else must confirm or contradict it."
+            )
         text = f"{row.id}: the review is {'overdue' if late else 'due'}. {what(case, policy)}."
     return Message(
         text,
         [
-            header(f"{'✅' if case.review else '📝'} {row.id} · {'Reviewed' if case.review else 'Review'}"),
+            header(f"📝 {row.id} · Review" if _is_open_to(case, Action.REVIEW) else f"✅ {row.id} · Reviewed"),
             section("\n".join(line for line in lines if line)),
             _why(case, policy),
-            *_review(case),
-            *actions(BUTTONS, reviewing(case)),
+            *review_words.filed(case),
+            *actions(BUTTONS, [*reviewing(case), *_reassigning(case)]),
         ],
     )
 

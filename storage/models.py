@@ -56,6 +56,14 @@ class Outcome(StrEnum):
     DRILL = "drill"
 
 
+class FollowUpWord(StrEnum):
+    """What the log calls what happens to a follow-up, after the review that asks for it."""
+
+    OPEN = "follow_up:open"  # asked for by other than a review
+    REMIND = "follow_up:remind"
+    CLOSE = "follow_up:close"
+
+
 def _one_of(column: str, words: type[StrEnum]) -> CheckConstraint:
     listed = ", ".join(f"'{word.value}'" for word in words)
     return CheckConstraint(f"{column} IN ({listed})", name=f"{column}_known")
@@ -139,6 +147,9 @@ class Request(SQLModel, table=True):
     expires_at: datetime | None = _time(nullable=True)
     warned_at: datetime | None = _time(nullable=True)
     review_due_at: datetime | None = _time(nullable=True)
+    review_owner: str | None = None  # whose the review is to file
+    review_escalated_at: datetime | None = _time(nullable=True)  # when leadership was last told that it is late
+    reviews_needed: int | None = None  # by different people; None: one, and two of a misuse
     due_at: datetime | None = _time(nullable=True, index=True)
     attempts: int = Field(default=0, nullable=False)  # failed tries at the present outside effect, for the back-off
     ended_by: str | None = None  # release | revoke | expire | lost | intercept | fail | done (a drill's)
@@ -211,7 +222,7 @@ class Grant(SQLModel, table=True):
 
 
 class Review(SQLModel, table=True):
-    """The record filed after a use."""
+    """The record filed after a use; the first of them, where there are two."""
 
     __tablename__: ClassVar[Any] = "review"
     __table_args__ = (_one_of("outcome", Outcome), CheckConstraint("findings <> ''", name="findings_given"))
@@ -224,8 +235,48 @@ class Review(SQLModel, table=True):
     used_as_stated: bool = Field(nullable=False)
     outcome: str = Field(nullable=False)
     findings: str = Field(sa_column=Column(Text, nullable=False))
-    follow_ups: list[dict[str, str]] = _json()  # each {"what", "owner", "due"}
+    follow_ups: list[dict[str, str]] = _json()  # each {"what", "owner", "due"}, and "id" where it is followed up
     filed_at: datetime = _time()
+    threshold_why: str | None = Field(default=None, sa_column=Column(Text))  # the evidence; older reviews have none
+    standard_path_why: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class SecondReview(SQLModel, table=True):
+    """What a second reviewer says, in words of their own, where one is not enough."""
+
+    __tablename__: ClassVar[Any] = "second_review"
+    __table_args__ = (_one_of("outcome", Outcome), CheckConstraint("findings <> ''", name="findings_given"))
+
+    request_id: str = Field(foreign_key="request.id", primary_key=True)
+    team: str = Field(nullable=False)
+    reviewer: str = Field(nullable=False)
+    outcome: str = Field(nullable=False)  # another than the first's: they disagree, and both stand
+    findings: str = Field(sa_column=Column(Text, nullable=False))
+    filed_at: datetime = _time()
+
+
+class FollowUp(SQLModel, table=True):
+    """Something that a review or a drill wants done, until somebody says that it is.
+
+    ``id`` is what it follows from and a number, "BG-7KQ2/1". ``remind_at``: when its owner is next reminded.
+    """
+
+    __tablename__: ClassVar[Any] = "follow_up"
+    __table_args__ = (
+        CheckConstraint("what <> '' AND owner <> ''", name="words_given"),
+        CheckConstraint("(closed_at IS NULL) = (closed_by IS NULL)", name="closed_by_somebody"),
+    )
+
+    id: str = Field(primary_key=True, max_length=40)
+    request_id: str | None = Field(default=None, foreign_key="request.id", index=True)
+    what: str = Field(sa_column=Column(Text, nullable=False))
+    owner: str = Field(nullable=False, index=True)
+    due: str = Field(nullable=False)  # a day, "2026-12-01"
+    opened_at: datetime = _time()
+    remind_at: datetime | None = _time(nullable=True, index=True)
+    closed_at: datetime | None = _time(nullable=True)
+    closed_by: str | None = None
+    note: str | None = Field(default=None, sa_column=Column(Text))
 
 
 class Absence(SQLModel, table=True):

@@ -721,7 +721,12 @@ MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
     ("active", "credential:lost"): ("ending", "system"),
     ("ending", "request:escalate"): ("ending", "system"),
     ("ending", "credential:end"): ("ended", "system"),
+    ("ended", "review:assign"): ("ended", "system"),
+    ("ended", "review:reassign"): ("ended", "overseer"),
     ("ended", "review:remind"): ("ended", "system"),
+    ("ended", "review:escalate"): ("ended", "system"),
+    ("ended", "review:first"): ("ended", "reviewer"),
+    ("ended", "review:second"): ("reviewed", "reviewer"),
     ("ended", "review:file"): ("reviewed", "reviewer"),
 }
 # fmt: on
@@ -735,6 +740,8 @@ _OVER: Final = frozenset({"ending", "ended", "reviewed"})
 _USE: Final = "command:run"  # what was done with a credential, as captured
 # What was recorded of it: reads like this one, or that something is missing.
 _RECORDING: Final = frozenset({"command:close", "command:stop", "capture:gap", "capture:down"})
+# What a review or a drill wants done, after the filing: asked for, and seen to.
+_FOLLOWING_UP: Final = frozenset({"follow_up:open", "follow_up:close"})
 _CLOSE: Final = "request:close"
 _ROTATE: Final = "log:rotate"
 APPLY: Final = "retention:apply"
@@ -768,6 +775,19 @@ class Grant:
         self.unopened: str | None = None
 
 
+class FollowUp:
+    """Something that a review or a drill wants done, as the log tells of it. ``request``: about which, if any."""
+
+    __slots__ = ("closed_at", "closed_by", "due", "note", "owner", "request", "what")
+
+    def __init__(self, request: str | None, data: Mapping[str, Any]) -> None:
+        self.request = request
+        self.what, self.owner, self.due = data.get("what"), data.get("owner"), data.get("due")
+        self.closed_at: str | None = None
+        self.closed_by: str | None = None
+        self.note: object = None
+
+
 class Decision(NamedTuple):
     """A custodian's answer, as the log tells of it."""
 
@@ -793,7 +813,8 @@ class Case:
         *("approvers", "asked_seconds", "at", "attempts", "count", "custodians", "decisions", "drill", "ended"),
         *("ended_by", "ended_by_user", "expires", "granted_seconds", "grants", "hashed", "is_granted"),
         *("is_lost", "is_partial", "lapse", "lapse_is_told", "last_seq", "name", "need", "opened"),
-        *("opened_at", "policy", "replacing", "requester", "review", "review_due", "state", "state_at"),
+        *("opened_at", "policy", "replacing", "requester", "review", "review_due", "review_escalated"),
+        *("review_owner", "reviewer", "reviews_needed", "second", "state", "state_at"),
         *("state_seq", "state_version", "team", "version", "warned"),
     )
 
@@ -834,6 +855,11 @@ class Case:
         self.attempts = 0
         self.review_due: datetime | None = None
         self.review: tuple[str, str, dict[str, Any], str] | None = None  # team, person, answers, at
+        self.reviewer: str | None = None  # of the first review
+        self.reviews_needed = 1
+        self.second: tuple[str, str, dict[str, Any], str] | None = None  # as ``review``
+        self.review_owner: str | None = None
+        self.review_escalated: str | None = None
         self.count = 0
         self.hashed = hashing()  # over the leaf hashes
         self.is_lost = False  # the last of its entries were pruned
@@ -868,6 +894,12 @@ class Replay:
         self._policies: set[str] = set()  # hashes of their texts
         self._on_record: set[tuple[str | None, tuple[str, ...]]] = set()  # under what requests were found opened
         self._confirmed: dict[int, set[str]] = {}  # who confirmed which proposal to prune
+        self.follow_ups: dict[str, FollowUp] = {}  # by their id, where details are kept
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether something is missing that could have said anything."""
+        return bool(self._holes)
 
     def hole(self, seq: int) -> None:
         """Say that nothing is known of entry ``seq``."""
@@ -915,6 +947,8 @@ class Replay:
             self._close(seq, case, entry.get("data", {}))
         elif event == _USE:
             self._use(seq, case, entry)
+        elif event in _FOLLOWING_UP:
+            self._follow_up(seq, case, event, entry)
         elif event in _RECORDING:
             self._recorded(seq, case, event, entry.get("data", {}))
         case.last_seq = seq
@@ -1050,6 +1084,7 @@ class Replay:
             case.custodians = tuple(custodians)
         self._judge_policy(seq, case)
         case.need = _count(data.get("quorum")) or 0
+        case.reviews_needed = _count(data.get("reviews_needed")) or 1
         is_text = all(type(data.get(name)) is str for name in ("account", "level", "reason", "standard_path"))
         is_named = type(threshold) is dict and all(type(threshold.get(name)) is str for name in ("id", "text"))
         if case.need < 1 or case.custodians is None or not case.asked_seconds or not is_text or not is_named:
@@ -1234,12 +1269,57 @@ class Replay:
         if case.review_due is None:
             self._find(Kind.MALFORMED, seq, "It does not say until when the review is due.", case)
 
+    def _assign(self, seq: int, case: Case, _entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        case.review_owner = _text(data.get("owner"))
+        if case.review_owner is None:
+            self._find(Kind.MALFORMED, seq, "It does not say whose the review is to file.", case)
+
+    def _review_escalate(self, _seq: int, case: Case, entry: Mapping[str, Any], _data: Mapping[str, Any]) -> None:
+        case.review_escalated = entry["at"]
+
+    def _review_second(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        person = entry["actor"]["person"]
+        if self._keeps_details:
+            case.second = (entry["actor"]["team"], person, dict(data), entry["at"])
+        if person == case.reviewer:
+            self._find(Kind.NOT_INDEPENDENT, seq, f"{person} is both its first and its second reviewer.", case)
+        if case.reviewer is None and not case.is_partial:
+            self._find(Kind.REVIEW_MISSING, seq, "Its second review was filed, and there is no first.", case)
+        if not data.get("findings") or _text(data.get("outcome")) is None:
+            self._find(Kind.MALFORMED, seq, "It does not answer all that a second review must.", case)
+
     def _review(self, seq: int, case: Case, entry: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        case.reviewer = entry["actor"]["person"]
+        if entry["event"] == "review:first":
+            case.review_due = read_data_time(data.get("review_due_at"))
+            if case.review_due is None:
+                self._find(Kind.MALFORMED, seq, "It does not say until when the second review is due.", case)
+        elif case.reviews_needed > 1 and not case.is_partial:
+            self._find(Kind.REVIEW_MISSING, seq, "It ends with one review, and two are needed.", case)
         if self._keeps_details:
             case.review = (entry["actor"]["team"], entry["actor"]["person"], dict(data), entry["at"])
+            asked = data.get("follow_ups")
+            for one in asked if type(asked) is list else ():
+                # Those of older logs have no id: nobody followed them up.
+                if type(one) is dict and (name := _text(one.get("id"))) is not None:
+                    self.follow_ups[name] = FollowUp(case.name, one)
         answers = ("threshold_met", "standard_path_enough", "used_as_stated")
         if not all(type(data.get(name)) is bool for name in answers) or not data.get("findings"):
             self._find(Kind.MALFORMED, seq, "It does not answer all that a review must.", case)
+
+    def _follow_up(self, seq: int, case: Case | None, event: str, entry: Mapping[str, Any]) -> None:
+        data = entry.get("data", {})
+        name = _text(data.get("id"))
+        if name is None or not self._keeps_details:
+            return
+        if event == "follow_up:open":
+            self.follow_ups[name] = FollowUp(case.name if case is not None else None, data)
+        elif (found := self.follow_ups.get(name)) is None:
+            if self.is_whole and not self._holes:
+                self._find(Kind.MISSING, seq, f"It closes the follow-up {name}, and nothing asks for it.", case)
+        else:
+            found.closed_at, found.closed_by = entry["at"], entry["actor"]["person"]
+            found.note = data.get("note")
 
     def _close(self, seq: int, case: Case, data: Mapping[str, Any]) -> None:
         count, hashed = _count(data.get("count")), data.get("sha256")
@@ -1287,6 +1367,8 @@ class Replay:
         data = entry.get("data", {})
         if event in _RECORDING:
             self._recorded(seq, None, event, data)
+        elif event in _FOLLOWING_UP:
+            self._follow_up(seq, None, event, entry)
         proposal = _count(data.get("proposal"))
         if event == _ROTATE:
             self._rotate(seq, data)
@@ -1332,6 +1414,11 @@ class Replay:
         "credential:lost": _stop,
         "credential:end": _end,
         "review:file": _review,
+        "review:first": _review,
+        "review:second": _review_second,
+        "review:assign": _assign,
+        "review:reassign": _assign,
+        "review:escalate": _review_escalate,
     }
 
 

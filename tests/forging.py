@@ -48,6 +48,8 @@ FORM: Final = Findings(
     Outcome.JUSTIFIED,
     "Standard escalation would have taken an hour.",
     (FollowUp("Page two people", "U0CARL", datetime(2027, 1, 15, tzinfo=UTC).date()),),
+    threshold_why="Checkout was down for everybody.",
+    standard_path_why="The database rota did not answer.",
 )
 
 

@@ -19,7 +19,15 @@ from workflows.desk import Findings, FollowUp
 from workflows.errors import BreakGlassError, Conflict, Invalid, NotAllowed, Unavailable, VaultRefused
 from workflows.lifecycle import Action
 
-FORM = Findings(True, False, True, Outcome.JUSTIFIED, "As stated.")
+FORM = Findings(
+    True,
+    False,
+    True,
+    Outcome.JUSTIFIED,
+    "As stated.",
+    threshold_why="Checkout was down.",
+    standard_path_why="Nobody answered for an hour.",
+)
 
 
 def live_leases(real):

@@ -82,7 +82,8 @@ def test_no_state_needs_a_person_to_be_left(state):
     own = [move for move in MOVES if move.source is state and Role.SYSTEM in move.roles]
     assert own
     if state is State.ENDED:
-        assert [move.action for move in own] == [Action.REMIND]
+        assert {move.action for move in own} == {Action.ASSIGN, Action.REMIND, Action.REVIEW_ESCALATE}
+        assert all(move.is_self for move in own)
         assert allowed_roles(state, Action.REVIEW) == {Role.REVIEWER}
     else:
         assert any(not move.is_self for move in own)
@@ -123,6 +124,7 @@ def test_only_the_bot_confirms_and_only_people_decide():
         Action.REISSUE, Action.UNWRAP, Action.UNOPENED, Action.WARN, Action.EXPIRE, Action.LOSE, Action.END,
         Action.FAIL,
         Action.REMIND, Action.NUDGE, Action.DRILL_REVEAL, Action.DRILL_DONE,
+        Action.ASSIGN, Action.REVIEW_ESCALATE,
     }  # fmt: skip
     for move in MOVES:
         assert (move.roles == {Role.SYSTEM}) == (move.action in bot)

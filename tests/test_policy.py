@@ -502,8 +502,9 @@ def test_each_person_of_the_demo_holds_the_stated_roles(demo):
     assert held(RITA) == {Role.RESPONDER, Role.REQUESTER}
     assert held(CARL) == {Role.RESPONDER, Role.CUSTODIAN}
     assert held(CHEN) == held(CORA) == {Role.CUSTODIAN}
-    assert held(SAM) == {Role.REVIEWER}
-    assert held(LENA) == held(ADA) == held(OLGA) == held(GUS) == frozenset()
+    assert held(SAM) == {Role.REVIEWER, Role.OVERSEER}
+    assert held(LENA) == {Role.OVERSEER}
+    assert held(ADA) == held(OLGA) == held(GUS) == frozenset()
     assert [u for u in PEOPLE if is_auditor(demo, ROSTER, u)] == [ADA]
     assert [u for u in PEOPLE if accounts_for(demo, ROSTER, u)] == [RITA, CARL]
 

@@ -43,7 +43,15 @@ def test_a_whole_emergency(counter, real):
         real.connect(credential)
 
     row = counter.fresh(row).request
-    form = Findings(True, False, True, Outcome.JUSTIFIED, "Standard escalation would have taken an hour.")
+    form = Findings(
+        True,
+        False,
+        True,
+        Outcome.JUSTIFIED,
+        "Nothing but the orders was read.",
+        threshold_why="Checkout failed for every customer.",
+        standard_path_why="Standard escalation would have taken an hour.",
+    )
     assert counter.review(SAM, row.id, row.version, form, now=counter.now).state == State.REVIEWED
 
     assert counter.events(row) == [
@@ -107,9 +115,17 @@ def test_the_review_is_owed_and_reminded(counter):
     for _ in range(2):
         counter.pass_time(days=3, hours=1)
         sweep.tick(counter, now=counter.now)
-    assert counter.events(row)[-2:] == ["review:remind", "review:remind"]
+    assert counter.events(row)[-4:] == ["review:assign", "review:remind", "review:remind", "review:escalate"]
     row = counter.fresh(row).request
-    form = Findings(True, True, True, Outcome.NOT_JUSTIFIED, "The runbook had a way.")
+    form = Findings(
+        True,
+        True,
+        True,
+        Outcome.NOT_JUSTIFIED,
+        "The runbook had a way.",
+        threshold_why="Checkout failed for an hour.",
+        standard_path_why="The second on-call was awake.",
+    )
     for person in (RITA, CARL, ADA):
         with pytest.raises(NotAllowed):
             counter.review(person, row.id, row.version, form, now=counter.now)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +22,7 @@ from sqlmodel import col, select
 
 from storage import commands
 from storage.audit import SYSTEM
-from storage.models import Answer, Decision, Outcome, Request, Review, State
+from storage.models import Answer, Decision, Request, State
 from workflows import absence, nudging
 from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
@@ -31,6 +31,7 @@ from workflows.errors import Conflict, Invalid, NotAllowed, Unavailable, VaultRe
 from workflows.holding import Intent
 from workflows.issuing import BACK_OFF, WARN_BEFORE, Issuer, next_look
 from workflows.lifecycle import Action, Role, allowed_roles, now_is, step
+from workflows.reviewing import Findings, FollowUp, Reviewing
 from workflows.ssh_keys import read_public_key
 from workflows.step_up import SecondFactor, counting
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from storage.audit import Actor
     from storage.database import Database
+    from storage.models import FollowUp as FollowUpRow
     from workflows.holding import Acknowledged
     from workflows.policy import Account, Directory, Level, Policy, Roster, Verdict
     from workflows.ssh_keys import PublicKey
@@ -53,7 +55,6 @@ log = logging.getLogger(__name__)
 # No I, L, O, U, 0, 1: an id is read aloud on the telephone at night.
 _ID_LETTERS: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
 SHORTEST_GRANT: Final = timedelta(seconds=10)
-REMIND_EVERY: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,40 +81,21 @@ class Staged:
 
 
 @dataclass(frozen=True, slots=True)
-class FollowUp:
-    """Something a review wants done, by whom and until when."""
-
-    what: str
-    owner: str
-    due: date
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What the review form says."""
-
-    threshold_met: bool
-    standard_path_enough: bool
-    used_as_stated: bool
-    outcome: Outcome
-    findings: str
-    follow_ups: tuple[FollowUp, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Agenda:
     """What is open and concerns one person."""
 
     waiting: tuple[Case, ...]  # for their answer as a custodian
     mine: tuple[Case, ...]  # asked for by them
     reviews: tuple[Case, ...]  # owed, and theirs to file
+    follow_ups: tuple[FollowUpRow, ...] = ()  # theirs to do
 
 
 # Whose right it is that opens a form, before anything is submitted with it.
 _FORM_ROLES: Final = {Action.APPROVE: Role.CUSTODIAN, Action.DENY: Role.CUSTODIAN, Action.REVIEW: Role.REVIEWER}
+_FORM_ROLES[Action.REVIEW_SECOND] = Role.REVIEWER
 
 
-class Desk(Issuer):
+class Desk(Reviewing, Issuer):
     """The counter at which everybody acts. Safe from many threads and from several processes on one database."""
 
     def __init__(
@@ -170,7 +152,12 @@ class Desk(Issuer):
         return Agenda(
             waiting=theirs(Role.CUSTODIAN, Action.APPROVE),
             mine=tuple(case for case in cases if case.request.requester == person),
-            reviews=theirs(Role.REVIEWER, Action.REVIEW),
+            reviews=tuple(
+                case
+                for case in theirs(Role.REVIEWER, Action.REVIEW)
+                if case.review is None or case.review.reviewer != person
+            ),
+            follow_ups=tuple(self.open_follow_ups(person)),
         )
 
     def may(self, actor: Actor, action: Action, request_id: str, version: int | None = None, *, now: datetime) -> Case:
@@ -185,6 +172,8 @@ class Desk(Issuer):
                 case = case_of(session, request_id)
             self._not_stale(case.request, case.request.version if version is None else version)
             self._need(case, roster, actor, action, _FORM_ROLES[action])
+            if action is Action.REVIEW_SECOND:
+                self._is_another(case, actor)
             return case
 
     def accounts_for(self, person: str) -> tuple[Account, ...]:
@@ -192,11 +181,14 @@ class Desk(Issuer):
         roster = rules.gather(self.directory, self.policy, None, (person,))
         return rules.accounts_for(self.policy, roster, person)
 
-    def preview(self, person: str, account: str | None, level: str | None, asked: timedelta | None = None) -> Verdict:
+    def preview(
+        self, person: str, account: str | None, level: str | None, asked: timedelta | None = None, *, now: datetime
+    ) -> Verdict:
         """Return the verdict that the gate would give, for the form to show."""
         roster = rules.gather(self.directory, self.policy, account, (person,))
+        late = self.overdue(person, account, now=now) if account is not None else ()
         return rules.evaluate(
-            self.policy, roster, account=account, level=level, requester=person, asked=asked, preview=True
+            self.policy, roster, account=account, level=level, requester=person, asked=asked, overdue=late, preview=True
         )
 
     def names(self, case: Case) -> tuple[Account | None, Level | None]:
@@ -239,6 +231,7 @@ class Desk(Issuer):
                 reason=ask.reason,
                 standard_path=ask.standard_path,
                 incident=ask.incident,
+                overdue=self.overdue(actor.person, ask.account, now=now),
                 preview=False,
                 is_drill=drill is not None,
             )
@@ -572,36 +565,6 @@ class Desk(Issuer):
 
     # ------------------------------------------------------------------------------------ afterwards
 
-    def review(self, actor: Actor, request_id: str, version: int, form: Findings, *, now: datetime) -> Request:
-        """File the review (reviewer: neither the requester nor one who approved)."""
-        fields = {}
-        if not form.findings.strip():
-            fields["findings"] = "Say what you found, also when all was in order."
-        if any(not f.what.strip() or not f.owner for f in form.follow_ups):
-            fields["follow_up_what"] = "Each follow-up needs what is to be done and an owner."
-        if fields:
-            raise Invalid("The review is not complete.", fields=fields)
-        with self.attempt(actor, Action.REVIEW, request_id, now=now):
-            roster = self._gather(actor, request_id, now)
-            with self.turn(request_id, now=now) as turn:
-                self._not_stale(turn.row, version)
-                self._need(turn.case(), roster, actor, Action.REVIEW, Role.REVIEWER)
-                told: dict[str, Any] = {
-                    "threshold_met": form.threshold_met,
-                    "standard_path_enough": form.standard_path_enough,
-                    "used_as_stated": form.used_as_stated,
-                    "outcome": form.outcome.value,
-                    "findings": form.findings.strip(),
-                    "follow_ups": [
-                        {"what": f.what.strip(), "owner": f.owner, "due": f.due.isoformat()} for f in form.follow_ups
-                    ],
-                }
-                turn.session.add(
-                    Review(request_id=turn.row.id, team=actor.team, reviewer=actor.person, filed_at=now, **told)
-                )
-                turn.move(Action.REVIEW, actor, (Role.REVIEWER,), data=told, due_at=None)
-                return turn.row
-
     def may_export(self, actor: Actor, request_id: str | None = None, *, now: datetime) -> None:
         """Refuse, on record, anybody whom the policy does not call an auditor."""
         with self.attempt(actor, "log:export", request_id, now=now):
@@ -641,6 +604,7 @@ class Desk(Issuer):
             self.watch(request_id, now=now)
         except (Unavailable, VaultRefused) as error:
             log.warning("%s: not looked at this time: %s", request_id, error.reason)  # its end must not wait for that
+        self.owe(request_id, now=now)
         with self.turn(request_id, now=now) as turn:
             if turn.row.due_at is not None and turn.row.due_at <= now:
                 self._due(turn)
@@ -684,10 +648,8 @@ class Desk(Issuer):
                 turn.move(Action.WARN, data={"expires_at": row.expires_at}, warned_at=now, due_at=due_at)
             case State.ACTIVE:
                 turn.look_again(next_look(live, row.expires_at, now))
-            case State.ENDED:
-                turn.move(Action.REMIND, data={"review_due_at": row.review_due_at}, due_at=now + REMIND_EVERY)
             case _:
-                pass  # ending: finish() has it; the rest wait for nothing
+                pass  # ending: finish() has it; ended: owe() has; the rest wait for nothing
 
     # ------------------------------------------------------------------------------------ who may
 

@@ -23,7 +23,7 @@ from sqlmodel import col, select, update
 from storage import closing
 from storage.audit import SYSTEM, Actor, append, parse
 from storage.database import Clash, DatabaseDown
-from storage.models import Answer, Decision, Entry, Grant, Request, Review, State
+from storage.models import Answer, Decision, Entry, FollowUp, Grant, Request, Review, SecondReview, State
 from workflows.errors import Conflict, Invalid, Refused, Unavailable
 from workflows.lifecycle import Action, Role, step
 
@@ -49,6 +49,8 @@ class Case:
     decisions: tuple[Decision, ...]
     grants: tuple[Grant, ...]
     review: Review | None
+    second: SecondReview | None = None
+    follow_ups: tuple[FollowUp, ...] = ()
 
     @property
     def state(self) -> State:
@@ -164,7 +166,7 @@ class Door:
     ) -> None:
         """Append an entry that changes no state (an export, say)."""
         with self._write() as session:
-            _append(session, request_id, event=event, actor=actor, at=now, data=data)
+            append_entry(session, request_id, event=event, actor=actor, at=now, data=data)
 
     def close_records(self, request_ids: Iterable[str], *, now: datetime) -> int:
         """Append a closing entry to each of these requests to which something was added since its last; count them.
@@ -178,7 +180,7 @@ class Door:
                 for request_id in waiting[at : at + _AT_ONCE]:
                     found = closing.of_request(session, request_id)
                     if found is not None:
-                        _append(session, request_id, event=closing.EVENT, actor=SYSTEM, at=now, data=found.data())
+                        append_entry(session, request_id, event=closing.EVENT, actor=SYSTEM, at=now, data=found.data())
                         closed += 1
         return closed
 
@@ -205,8 +207,8 @@ class Door:
                     told["parts"] = len(parts)
                     for number, part in enumerate(parts, start=1):
                         piece = {"hash": policy.hash, "part": number, "parts": len(parts), "text": part}
-                        _append(session, None, event=POLICY_TEXT, actor=SYSTEM, at=now, data=piece)
-            _append(session, None, event=POLICY_LOAD, actor=SYSTEM, at=now, data=told)
+                        append_entry(session, None, event=POLICY_TEXT, actor=SYSTEM, at=now, data=piece)
+            append_entry(session, None, event=POLICY_LOAD, actor=SYSTEM, at=now, data=told)
         return True
 
     @contextmanager
@@ -239,7 +241,7 @@ class Door:
                 data = {"said": refused.sentence, **(about or {})}
                 if request_id is not None and not known:
                     data["asked_for"] = request_id[:40]
-                _append(
+                append_entry(
                     session,
                     request_id if known else None,
                     event=action.value if isinstance(action, Action) else action,
@@ -264,9 +266,13 @@ class Door:
 def case_of(session: Session, request_id: str) -> Case:
     """Read a case; raises :class:`Invalid` when there is none of that name."""
     row = _row_of(session, request_id)
-    return Case(
-        row, tuple(decisions_of(session, row.id)), tuple(grants_of(session, row.id)), session.get(Review, row.id)
-    )
+    said, grants = tuple(decisions_of(session, row.id)), tuple(grants_of(session, row.id))
+    if row.review_due_at is None:
+        return Case(row, said, grants, None)
+    review = session.get(Review, row.id)
+    second = session.get(SecondReview, row.id) if review is not None else None
+    asked = select(FollowUp).where(FollowUp.request_id == row.id).order_by(col(FollowUp.id))
+    return Case(row, said, grants, review, second, tuple(session.exec(asked)))
 
 
 def _row_of(session: Session, request_id: str) -> Request:
@@ -294,7 +300,7 @@ def _is_about(entry: Entry, policy: Policy) -> bool:
         return False
 
 
-def _append(session: Write, request_id: str | None, *, data: Mapping[str, Any], **entry: Any) -> None:  # noqa: ANN401
+def append_entry(session: Write, request_id: str | None, *, data: Mapping[str, Any], **entry: Any) -> None:  # noqa: ANN401
     """Append an entry that moves nothing, and let the request's followers see it."""
     appended = append(session, request_id=request_id, data=_plain(data), **entry)
     if request_id is not None:

@@ -329,7 +329,7 @@ class Issuer(Holding):
                     "review_due_at": review_due_at,
                 },
                 review_due_at=review_due_at,
-                due_at=review_due_at,
+                due_at=now,  # it gets an owner (``reviewing.py``): an end must not wait for Slack
                 attempts=0,
             )
             return True

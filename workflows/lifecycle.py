@@ -57,10 +57,15 @@ class Action(StrEnum):
     LOSE = "credential:lost"
     END = "credential:end"
     FAIL = "credential:fail"
+    ASSIGN = "review:assign"
+    REASSIGN = "review:reassign"
     REVIEW = "review:file"
+    REVIEW_FIRST = "review:first"
+    REVIEW_SECOND = "review:second"
     REMIND = "review:remind"
     DRILL_REVEAL = "drill:reveal"
     DRILL_DONE = "drill:done"
+    REVIEW_ESCALATE = "review:escalate"
 
 
 class Role(StrEnum):
@@ -70,6 +75,7 @@ class Role(StrEnum):
     RESPONDER = "responder"
     CUSTODIAN = "custodian"
     REVIEWER = "reviewer"
+    OVERSEER = "overseer"  # sees to it that a review is filed: its owner, leadership, security
     SYSTEM = "system"
 
 
@@ -142,7 +148,13 @@ TRANSITIONS: Final = _rows(
     (_S.ACTIVE, _A.LOSE, _S.ENDING, _BOT),
     (_S.ENDING, _A.ESCALATE, _S.ENDING, _BOT),
     (_S.ENDING, _A.END, _S.ENDED, _BOT),
+    # A review is somebody's to file; who that is may change. Some need two reviewers: then the first changes no state.
+    (_S.ENDED, _A.ASSIGN, _S.ENDED, _BOT),
+    (_S.ENDED, _A.REASSIGN, _S.ENDED, (Role.OVERSEER,)),
     (_S.ENDED, _A.REMIND, _S.ENDED, _BOT),
+    (_S.ENDED, _A.REVIEW_ESCALATE, _S.ENDED, _BOT),
+    (_S.ENDED, _A.REVIEW_FIRST, _S.ENDED, (Role.REVIEWER,)),
+    (_S.ENDED, _A.REVIEW_SECOND, _S.REVIEWED, (Role.REVIEWER,)),
     (_S.ENDED, _A.REVIEW, _S.REVIEWED, (Role.REVIEWER,)),
 )
 

@@ -60,6 +60,7 @@ __all__ = [
     "Directory",
     "Level",
     "LogRules",
+    "Overdue",
     "Person",
     "Policy",
     "PolicyInvalid",
@@ -224,6 +225,10 @@ def explain(
         return "Only the bot itself may do this."
     if role is Role.REQUESTER:
         return None if person == requester else "Only the person who asked for this access may do this."
+    if role is Role.OVERSEER:
+        if person in roster.resolve((*policy.leadership, *policy.security)):
+            return None
+        return "Only the owner of the review, leadership and security may give it to somebody else."
     if role is Role.REVIEWER:
         return _explain_reviewer(policy, roster, person, requester, approvers)
     entry = policy.accounts.get(account)
@@ -448,6 +453,14 @@ class Unmet:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """A use of somebody's own whose review is late. ``owner``: whose it is to file, a user id; empty: nobody's yet."""
+
+    request: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What a request would take, or takes, and what stands against it.
 
@@ -510,14 +523,15 @@ def evaluate(
     reason: str | None = None,
     standard_path: str | None = None,
     incident: str | None = None,
+    overdue: Sequence[Overdue] = (),
     preview: bool = False,
     is_drill: bool = False,
 ) -> Verdict:
     """Judge a request: the same analysis fills the form (``preview``) and stands at the gate.
 
     None means "not filled in yet": a preview keeps it in ``blank``, the gate counts it as unmet. An empty string is
-    filled in, and wrong. ``is_drill``: custodians and the owner may ask as well, and it must be for a rehearsal level;
-    else it must not be.
+    filled in, and wrong. ``overdue``: the requester's own uses of the account whose reviews are late. ``is_drill``:
+    custodians and the owner may ask as well, and it must be for a rehearsal level; else it must not be.
     """
     blank: list[Unmet] = []
     unmet: list[Unmet] = []
@@ -556,6 +570,8 @@ def evaluate(
         say("level", "rehearsal", f"“{chosen.title}” {why}; choose one of: {others or 'none'}.")
     elif level is None:
         ask("level", "Choose a level.")
+    if overdue and not is_drill and (chosen is None or chosen.block_overdue):
+        say(None, OVERDUE, _overdue(overdue, entry))
     if entry is not None:
         unmet.extend(_shortages(policy, roster, entry, chosen, custodians, requester=requester))
 
@@ -587,6 +603,18 @@ def evaluate(
         blank=tuple(blank),
         deputies=MappingProxyType(stand_ins(roster, entry, requester) if entry is not None else {}),
     )
+
+
+OVERDUE: Final = "overdue_review"
+
+
+def _overdue(overdue: Sequence[Overdue], account: Account | None) -> str:
+    """Say what must be filed first, and whom to ask for it."""
+    first = overdue[0]
+    more = f" (and {len(overdue) - 1} more)" if len(overdue) > 1 else ""
+    title = account.title if account is not None else "this account"
+    whom = f"Ask <@{first.owner}>, whose it is, to file it" if first.owner else "Ask a reviewer to file it"
+    return f"The review of your use {first.request}{more} is overdue. {whom}; then {title} is open to you again."
 
 
 _ASK: Final = {

@@ -127,6 +127,7 @@ class Level:
     capture: Need = Need.WANTED
     step_up: str | None = None  # the second factor that an approval takes (``step_up.py``)
     is_rehearsal: bool = False  # for drills alone; no real request can choose it
+    block_overdue: bool = True  # who owes a review of their own use of the account is not let in again
 
 
 @dataclass(frozen=True, slots=True)
@@ -555,7 +556,7 @@ class _Reader:
         keys = {key: bool(engine) and is_required for one in known for key, is_required in one.keys.items()}
         required = [key for key, is_required in keys.items() if is_required]
         optional = (*keys, "open_within", "delivery", "enforced_by", "vault_group", "capture_source", "capture")
-        optional += ("rehearsal", "step_up")
+        optional += ("rehearsal", "step_up", "block_overdue")
         found = self.mapping(at, ("title", "engine", "token_role", *required, *times), optional)
         settings = self.settings(engine, found, keys)
         quorum = self.number(found.get("quorum"), 1, 100)
@@ -594,6 +595,7 @@ class _Reader:
             capture=need,
             is_rehearsal=drill_rules.check_level(self, found, way),
             step_up=step_up_rules.read_factor(self, found.get("step_up"), found.get("enforced_by")),
+            block_overdue=self.flag(found["block_overdue"]) if "block_overdue" in found else True,
         )
 
     def delivery(self, engine: str, at: _At | None) -> Delivery:

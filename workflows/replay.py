@@ -23,7 +23,7 @@ from sqlmodel import SQLModel, col, select
 from storage import standalone
 from storage.checkpoint import parse_signatures
 from storage.database import DatabaseDown, OtherVersion
-from storage.models import FINAL, Anchor, Decision, Grant, Request, Review, SignedHead, State
+from storage.models import FINAL, Anchor, Decision, FollowUp, Grant, Request, Review, SecondReview, SignedHead, State
 from storage.standalone import LIMIT, Findings, Kind, Replay, Report, read_time
 from storage.verify import Walk, check_heads, head_times, trusted
 from workflows import ssh_keys
@@ -112,6 +112,8 @@ class _Tables:
         self._session = session
         self._findings = findings
         self._cases = replay.cases
+        self._told = replay.follow_ups
+        self._has_holes = replay.has_holes
         self._size = size
         self._broken: set[str] = set()  # keys of rows that cannot be read
 
@@ -122,6 +124,7 @@ class _Tables:
             self._find(Kind.STATE_WITHOUT_ENTRY, name, "It stands in the table, and no entry tells of it.")
         decisions, grants = self._group(Decision), self._group(Grant)
         reviews = {review.request_id: review for review in self._load(Review, "review")}
+        seconds = {second.request_id: second for second in self._load(SecondReview, "second_review")}
         for name, case in self._cases.items():
             row = rows.get(name)
             if row is None:
@@ -133,8 +136,10 @@ class _Tables:
                 self._decisions(decisions.pop(name, []), case)
                 self._grants(grants.pop(name, []), case)
                 self._review(reviews.pop(name, None), case)
-        for name in {*decisions, *grants, *reviews} - self._cases.keys():
+                self._second(seconds.pop(name, None), case)
+        for name in {*decisions, *grants, *reviews, *seconds} - self._cases.keys():
             self._find(Kind.STATE_WITHOUT_ENTRY, name, "A table has records of it, and no entry tells of it.")
+        self._follow_ups()
         self._payloads()
         self._tail(rows.values())
         self._anchors(keys)
@@ -156,7 +161,7 @@ class _Tables:
             try:
                 found.append(self._session.exec(select(model).where(col(getattr(model, name)) == key)).one())
             except _UNREADABLE:
-                about = str(key) if what in {"request", "review"} else None
+                about = str(key) if what in {"request", "review", "second_review"} else None
                 self._broken.add(str(key))
                 self._findings.add(
                     Kind.STATE_WITHOUT_ENTRY, None, f"A row of the table {what} cannot be read ({key}).", about
@@ -216,6 +221,9 @@ class _Tables:
             _Told("expires_at", case.expires),
             _Told("warned_at", _time(case.warned)),
             _Told("review_due_at", case.review_due),
+            _Told("review_owner", case.review_owner),
+            _Told("review_escalated_at", _time(case.review_escalated)),
+            _Told("reviews_needed", opened.get("reviews_needed")),
             _Told("attempts", case.attempts),
             _Told("ended_by", case.ended_by),
             _Told("ended_by_user", case.ended_by_user),
@@ -325,10 +333,55 @@ class _Tables:
         if row is None:
             self._find(Kind.ENTRY_WITHOUT_STATE, case, "Review: the table lacks it.")
             return
-        names = ("threshold_met", "standard_path_enough", "used_as_stated", "outcome", "findings", "follow_ups")
+        names = [*("threshold_met", "standard_path_enough", "used_as_stated", "outcome", "findings", "follow_ups")]
+        names += ["threshold_why", "standard_path_why"]
         told = [_Told("team", team), _Told("reviewer", person), _Told("filed_at", _time(at))]
         told += [_Told(name, answers.get(name)) for name in names]
         self._compare("Review", row, told, case)
+
+    def _second(self, row: SecondReview | None, case: Case) -> None:
+        if case.second is None or row is None:
+            if row is not None:
+                self._find(Kind.STATE_WITHOUT_ENTRY, case, "Second review: the table has one, and no entry tells.")
+            elif case.second is not None:
+                self._find(Kind.ENTRY_WITHOUT_STATE, case, "Second review: the table lacks it.")
+            return
+        team, person, answers, at = case.second
+        told = [_Told("team", team), _Told("reviewer", person), _Told("filed_at", _time(at))]
+        told += [_Told(name, answers.get(name)) for name in ("outcome", "findings")]
+        self._compare("Second review", row, told, case)
+
+    def _follow_ups(self) -> None:
+        """Hold what is to be done to the entries that ask for it, and that say that it is done."""
+        rows = {row.id: row for row in self._load(FollowUp, "follow_up")}
+        for name, told in self._told.items():
+            about = self._cases.get(told.request or "")
+            row = rows.pop(name, None)
+            if about is not None and about.is_partial:
+                continue
+            if row is None:
+                self._findings.add(Kind.ENTRY_WITHOUT_STATE, None, f"Follow-up: the table lacks {name}.", told.request)
+                continue
+            said = [("what", told.what), ("owner", told.owner), ("due", told.due), ("note", told.note)]
+            said += [("closed_at", _time(told.closed_at)), ("closed_by", told.closed_by)]
+            for column, value in said:
+                if getattr(row, column) != value:
+                    self._findings.add(
+                        Kind.STATE_WITHOUT_ENTRY,
+                        None,
+                        f"Follow-up {name}: the table says {column} = {_quote(getattr(row, column))}, and the log "
+                        f"tells {_quote(value)}.",
+                        told.request,
+                    )
+        for name, row in rows.items():
+            case = self._cases.get(row.request_id or "")
+            if (case is None or not case.is_partial) and not self._has_holes:
+                self._findings.add(
+                    Kind.STATE_WITHOUT_ENTRY,
+                    None,
+                    f"Follow-up: the table has {name}, and no entry tells of it.",
+                    row.request_id,
+                )
 
     def _payloads(self) -> None:
         """Check that what stands beside the log is what its hash in the log says."""

@@ -39,7 +39,15 @@ def tick(desk: Desk, *, now: datetime) -> int:
         with ThreadPoolExecutor(max_workers=min(_AT_ONCE, len(due)), thread_name_prefix="sweep") as pool:
             list(pool.map(lambda request_id: _one(desk, request_id, now), due))
     _captures(desk, now)
+    _follow_ups(desk, now)
     return len(due)
+
+
+def _follow_ups(desk: Desk, now: datetime) -> None:
+    try:
+        desk.remind_follow_ups(now=now)
+    except BreakGlassError as error:
+        log.warning("nobody was reminded of follow-ups this time: %s", error.sentence)
 
 
 def _captures(desk: Desk, now: datetime) -> None:

@@ -150,7 +150,9 @@ def _live(demo: Demo, story: Story) -> None:
     sam.fill(sam.wait_for_view(views.REVIEW_FORM)).submit(
         {
             views.THRESHOLD_MET: "yes",
+            views.THRESHOLD_WHY: "Checkout failed for every customer, as the alert and the status page say.",
             views.STANDARD_PATH_ENOUGH: "no",
+            views.STANDARD_PATH_WHY: "The database rota was paged twice and had not answered after 20 minutes.",
             views.USED_AS_STATED: "yes",
             views.OUTCOME: "justified",
             views.FINDINGS: "Nobody on the database rota answered for 20 minutes. Access was used to read orders only.",

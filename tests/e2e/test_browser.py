@@ -247,9 +247,11 @@ def live(hand: Hand, demo: Demo, folder: Path) -> None:
     hand.go("dm")
     hand.press(hand.button(f"File the review of {request_id}"))
     hand.tick(views.THRESHOLD_MET, "Yes")
+    hand.write(hand.answer(views.THRESHOLD_WHY), "The alert and the status page say so.")
     hand.tick(views.STANDARD_PATH_ENOUGH, "No")
+    hand.write(hand.answer(views.STANDARD_PATH_WHY), "It would have taken an hour to reach anybody.")
     hand.tick(views.USED_AS_STATED, "Yes")
-    hand.tick(views.OUTCOME, "Justified")
+    hand.tick(views.OUTCOME, "Real emergency, justified")
     hand.write(hand.answer(views.FINDINGS), "Nobody on the database rota answered for twenty minutes.")
     what, owner, due = views.FOLLOW_UPS[0]
     hand.write(hand.answer(what), "Give the database on-call a second pager")
