@@ -575,7 +575,7 @@ def test_a_review_needs_findings_and_whole_follow_ups(counter):
             Findings(True, True, True, Outcome.JUSTIFIED, " ", (FollowUp("", "U0CARL", counter.now.date()),)),
             now=counter.now,
         )
-    assert set(refused.value.fields) == {"findings", "follow_up_what"}
+    assert set(refused.value.fields) == {"findings", "follow_up_what", "threshold_why", "standard_path_why"}
 
 
 def test_only_auditors_export_and_the_attempt_is_on_record(counter):
