@@ -553,7 +553,9 @@ def _ended(office):
 
 REVIEW = {
     "threshold_met": "yes",
+    "threshold_why": "The alert says so.",
     "standard_path_enough": "no",
+    "standard_path_why": "Nobody answered for an hour.",
     "used_as_stated": "yes",
     "outcome": "justified",
     "findings": "Nobody answered the page; the query was read-only.",
@@ -577,7 +579,9 @@ def test_a_review_is_filed(office):
     assert answer["result"] == "updated", answer
     review = office.desk.case(row.id).review
     assert (review.outcome, review.threshold_met, review.standard_path_enough) == ("justified", True, False)
-    assert review.follow_ups == [{"what": "Page two people", "owner": "U0CORA", "due": "2026-12-01"}]
+    wanted = {"id": f"{row.id}/1", "what": "Page two people", "owner": "U0CORA", "due": "2026-12-01"}
+    assert review.follow_ups == [wanted]
+    assert (review.threshold_why, review.standard_path_why) == (REVIEW["threshold_why"], REVIEW["standard_path_why"])
 
 
 def test_an_approver_cannot_review(office):

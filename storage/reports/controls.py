@@ -39,7 +39,8 @@ class Kind(StrEnum):
     END = "credentials confirmed gone"
     TAKE_BACK = "ends by the clock, by a person or by loss"
     REVIEW = "reviews"
-    REMIND = "reminders of reviews"
+    REMIND = "owners of reviews, and reminders"
+    FOLLOW_UP = "what reviews want done, and that it was"
     EXPORT = "exports"
     POLICY = "policies in force"
     LOG = "events of the log itself, and alarms"
@@ -61,7 +62,15 @@ _KINDS: Final[dict[str, Kind]] = {
     "drill:done": Kind.TAKE_BACK,
     "request:lapse": Kind.TAKE_BACK,
     "review:file": Kind.REVIEW,
+    "review:first": Kind.REVIEW,
+    "review:second": Kind.REVIEW,
+    "review:assign": Kind.REMIND,
+    "review:reassign": Kind.REMIND,
     "review:remind": Kind.REMIND,
+    "review:escalate": Kind.REMIND,
+    "follow_up:open": Kind.FOLLOW_UP,
+    "follow_up:remind": Kind.FOLLOW_UP,
+    "follow_up:close": Kind.FOLLOW_UP,
     "log:export": Kind.EXPORT,
     "request:close": Kind.EXPORT,
     "policy:load": Kind.POLICY,
@@ -122,7 +131,13 @@ CONTROLS: Final = (
         "Each use is reviewed by somebody who took no part in it; overdue reviews are reminded.",
         (_K.REVIEW, _K.REMIND),
     ),
-    Control(_SOC, "CC4.1", "Evaluations of controls", "Outcomes of reviews with their follow-ups.", (_K.REVIEW,)),
+    Control(
+        _SOC,
+        "CC4.1",
+        "Evaluations of controls",
+        "Outcomes of reviews with their follow-ups.",
+        (_K.REVIEW, _K.FOLLOW_UP),
+    ),
     Control(
         _ISO,
         "A.5.3",
@@ -216,7 +231,7 @@ CONTROLS: Final = (
     ),
     Control(_NIST, "AC-6(9)", "Log use of privileged functions", "Every issue of access.", (_K.ISSUE,)),
     Control(_NIST, "AU-3", "Content of audit records", "Who, what, when, outcome, and the rules in force."),
-    Control(_NIST, "AU-6", "Audit record review", "Reviews with outcome and follow-ups.", (_K.REVIEW,)),
+    Control(_NIST, "AU-6", "Audit record review", "Reviews with outcome and follow-ups.", (_K.REVIEW, _K.FOLLOW_UP)),
     Control(_NIST, "AU-9", "Protection of audit information", _CHAINED, (_K.LOG, _K.EXPORT)),
     Control(_NIST, "AU-9(3)", "Cryptographic protection", _CHAINED, (_K.LOG,)),
     Control(_NIST, "AU-10", "Non-repudiation", "Each entry names the person who acted, under a signed head."),

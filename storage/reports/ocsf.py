@@ -97,6 +97,7 @@ _LOUD: Final[Mapping[str, int]] = {
     "credential:lost": 4,
     "credential:intercept": 4,
     "credential:fail": 3,
+    "review:escalate": 3,
     "log:export": 2,
     "log:rotate": 3,
 }
@@ -245,7 +246,7 @@ class Mapper:
     def _made(self, kind: tuple[int, str, int, str], activity: int, record: Record, leaf: bytes) -> dict[str, Any]:
         refused = record.refused is not None
         severity = 3 if refused else _LOUD.get(record.event, 1)
-        if record.event == "review:file" and record.data.get("outcome") == "misuse":
+        if record.event in {"review:file", "review:first", "review:second"} and record.data.get("outcome") == "misuse":
             severity = 5
         found = _begun(kind, activity, round(record.at.timestamp() * 1000), severity)
         if activity == 99:

@@ -202,25 +202,50 @@ def _review(story: Story, names: Names) -> str:
     review = story.review
     if review is None:
         due = f" It is due {moment(story.review_due_at)}." if story.review_due_at else ""
-        return f"<p>No review is on record.{_e(due)}</p>"
-    return _list(
+        owner = f" It is {who(story.review_owner, names)}'s to file." if story.review_owner else ""
+        return f"<p>No review is on record.{_e(due + owner)}</p>"
+    second = story.second
+    told = _list(
         [
             ("Reviewer", _e(who(review.person, names))),
             ("Filed", _e(f"{moment(review.at)}, {say(story.to_review)} after the end; entry #{review.seq}")),
             ("Outcome", _e(OUTCOMES.get(review.outcome, review.outcome))),
-            ("Threshold was met", _yes(review.threshold_met)),
-            ("The usual way would have done", _yes(review.standard_path_enough)),
+            ("Threshold was met", _yes(review.threshold_met) + _quoted(review.threshold_why)),
+            ("The usual way would have done", _yes(review.standard_path_enough) + _quoted(review.standard_path_why)),
             ("Used as stated", _yes(review.used_as_stated)),
             ("Findings", f"<blockquote>{_e(review.findings)}</blockquote>"),
         ]
     )
+    if second is None:
+        return told + ("<p>It waits for a second reviewer.</p>" if story.state == "ended" else "")
+    return told + _list(
+        [
+            ("Second reviewer", _e(who(second.person, names))),
+            ("Filed", _e(f"{moment(second.at)}; entry #{second.seq}")),
+            ("Outcome", _e(OUTCOMES.get(second.outcome, second.outcome))),
+            ("Agrees with the first", _yes(second.outcome == review.outcome)),
+            ("Findings", f"<blockquote>{_e(second.findings)}</blockquote>"),
+        ]
+    )
+
+
+def _quoted(words: str) -> str:
+    return f"<blockquote>{_e(words)}</blockquote>" if words else ""
 
 
 def _follow_ups(story: Story, names: Names) -> str:
     if story.review is None or not story.review.follow_ups:
         return "<p>None.</p>"
-    rows = [(one.what, who(one.owner, names), one.due) for one in story.review.follow_ups]
-    return _table("What the review wants done", ("What", "Owner", "Due"), rows)
+    rows = [
+        (
+            one.what,
+            who(one.owner, names),
+            one.due,
+            f"{moment(one.closed_at)}, {who(one.closed_by, names)}: {one.note}" if one.closed_at else "not yet",
+        )
+        for one in story.review.follow_ups
+    ]
+    return _table("What the review wants done", ("What", "Owner", "Due", "Done"), rows)
 
 
 def _entries(story: Story) -> str:

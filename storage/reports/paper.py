@@ -166,14 +166,36 @@ def _write_request(sheet: _Sheet, story: Story, names: Names) -> None:
         ("Reviewer", who(review.person, names)),
         ("Filed", f"{moment(review.at)}, {say(story.to_review)} after the end"),
         ("Outcome", OUTCOMES.get(review.outcome, review.outcome)),
-        ("Threshold was met", ticked[review.threshold_met]),
-        ("The usual way would do", ticked[review.standard_path_enough]),
+        ("Threshold was met", _with(ticked[review.threshold_met], review.threshold_why)),
+        ("The usual way would do", _with(ticked[review.standard_path_enough], review.standard_path_why)),
         ("Used as stated", ticked[review.used_as_stated]),
         ("Findings", review.findings),
     )
+    if (second := story.second) is not None:
+        sheet.facts(
+            ("Second reviewer", who(second.person, names)),
+            ("Filed", moment(second.at)),
+            ("Outcome", OUTCOMES.get(second.outcome, second.outcome)),
+            ("Agrees", ticked[second.outcome == review.outcome]),
+            ("Findings", second.findings),
+        )
+    elif story.state == "ended":
+        sheet.text("It waits for a second reviewer.")
     if review.follow_ups:
-        rows = [(one.what, who(one.owner, names), one.due) for one in review.follow_ups]
-        sheet.table(("To do", "Owner", "Due"), (104, 50, 24), rows)
+        rows = [
+            (
+                one.what,
+                who(one.owner, names),
+                one.due,
+                f"{moment(one.closed_at)}: {one.note}" if one.closed_at else "no",
+            )
+            for one in review.follow_ups
+        ]
+        sheet.table(("To do", "Owner", "Due", "Done"), (66, 40, 24, 48), rows)
+
+
+def _with(answer: str, why: str) -> str:
+    return f"{answer}: {why}" if why else answer
 
 
 def _write_commands(sheet: _Sheet, story: Story) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -79,11 +79,15 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class FollowUp:
-    """Something that the review wants done."""
+    """Something that the review wants done; ``closed_at`` None: nobody has said that it is."""
 
     what: str
     owner: str
     due: str
+    id: str = ""
+    closed_at: datetime | None = None
+    closed_by: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,19 @@ class ReviewTold:
     standard_path_enough: bool | None
     used_as_stated: bool | None
     follow_ups: tuple[FollowUp, ...]
+    threshold_why: str = ""
+    standard_path_why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondTold:
+    """What a second reviewer said of it."""
+
+    seq: int
+    at: datetime
+    person: str
+    outcome: str
+    findings: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +164,8 @@ class Story:
     votes: list[Vote] = field(default_factory=list)
     credentials: list[Credential] = field(default_factory=list)
     review: ReviewTold | None = None
+    second: SecondTold | None = None
+    review_owner: str = ""
     refusals: int = 0
     closing: int | None = None  # the newest closing entry that is true of the entries before it
     people: set[str] = field(default_factory=set)
@@ -350,8 +369,17 @@ class Teller:
                 story.granted_seconds = _whole(data, "granted_seconds")
             case event if event.startswith("credential:"):
                 self._credential(record)
-            case "review:file":
+            case "review:file" | "review:first":
                 self._review(record)
+            case "review:second":
+                story.second = SecondTold(
+                    record.seq, record.at, record.actor.person, _text(data, "outcome"), _text(data, "findings")
+                )
+            case "review:assign" | "review:reassign":
+                story.review_owner = _text(data, "owner")
+                story.people.add(story.review_owner)
+            case "follow_up:open" | "follow_up:close":
+                self._follow_up(record)
             case closing.EVENT if closing.holds(data, self._leaves):
                 story.closing = record.seq
 
@@ -409,7 +437,7 @@ class Teller:
         data = record.data
         listed = data.get("follow_ups")
         follow_ups = tuple(
-            FollowUp(_text(item, "what"), _text(item, "owner"), _text(item, "due"))
+            FollowUp(_text(item, "what"), _text(item, "owner"), _text(item, "due"), _text(item, "id"))
             for item in (listed if isinstance(listed, list) else ())
             if isinstance(item, Mapping)
         )
@@ -424,6 +452,30 @@ class Teller:
             _flag(data, "standard_path_enough"),
             _flag(data, "used_as_stated"),
             follow_ups,
+            _text(data, "threshold_why"),
+            _text(data, "standard_path_why"),
+        )
+        self.story.review_due_at = _text(data, "review_due_at") or self.story.review_due_at
+
+    def _follow_up(self, record: Record) -> None:
+        """Add what was asked for after the review, and note what is done."""
+        review, data = self.story.review, record.data
+        if review is None:
+            return
+        name = _text(data, "id")
+        if record.event == "follow_up:open":
+            one = FollowUp(_text(data, "what"), _text(data, "owner"), _text(data, "due"), name)
+            self.story.people.add(one.owner)
+            self.story.review = replace(review, follow_ups=(*review.follow_ups, one))
+            return
+        self.story.review = replace(
+            review,
+            follow_ups=tuple(
+                replace(one, closed_at=record.at, closed_by=record.actor.person, note=_text(data, "note"))
+                if one.id == name
+                else one
+                for one in review.follow_ups
+            ),
         )
 
 
@@ -543,6 +595,25 @@ def _review_sentence(_record: Record, data: Mapping[str, Any], _names: Names) ->
     return f"Filed the review: {OUTCOMES.get(outcome, outcome)}.", _text(data, "findings")
 
 
+def _first_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    outcome = _text(data, "outcome")
+    return f"Filed the first of two reviews: {OUTCOMES.get(outcome, outcome)}.", _text(data, "findings")
+
+
+def _second_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+    outcome = _text(data, "outcome")
+    agrees = "agreeing with the first" if _flag(data, "agrees") else "DISAGREEING with the first"
+    return f"Filed the second review, {agrees}: {OUTCOMES.get(outcome, outcome)}.", _text(data, "findings")
+
+
+def _assign_sentence(record: Record, data: Mapping[str, Any], names: Names) -> tuple[str, str]:
+    owner = who(_text(data, "owner"), names)
+    known = " They review each other: the requester reviewed a use of theirs." if _flag(data, "reciprocal") else ""
+    if record.event == "review:reassign":
+        return f"Gave the review to {owner}.{known}", ""
+    return f"The review became {owner}'s to file.{known}", ""
+
+
 def _close_sentence(_record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
     return f"The record up to here was closed for an export: {_whole(data, 'count')} entries, SHA-256 stated.", ""
 
@@ -603,9 +674,17 @@ _SENTENCES: Final[Mapping[str, Callable[[Record, Mapping[str, Any], Names], tupl
     "capture:up": _plain("A source of commands was heard of again.", "source"),
     "capture:unreadable": _plain("Lines of a source of commands could not be read.", "source"),
     "review:file": _review_sentence,
-    "review:remind": _plain("The review was overdue; its reviewers were reminded."),
     "person:away": _plain("Said that they are away."),
     "person:back": _plain("Said that they are back."),
+    "review:first": _first_sentence,
+    "review:second": _second_sentence,
+    "review:assign": _assign_sentence,
+    "review:reassign": _assign_sentence,
+    "review:remind": _plain("The review was overdue; its owner was reminded."),
+    "review:escalate": _plain("The review was overdue by a day or more; leadership was told."),
+    "follow_up:open": _plain("Something is to be done.", "what"),
+    "follow_up:remind": _plain("What was to be done was not; its owner was reminded.", "what"),
+    "follow_up:close": _plain("Said that what was to be done is done.", "note"),
     "log:export": _plain("The record, or a part of it, was exported."),
     "log:rotate": _plain("The log's signing key was changed."),
     "log:alarm": _plain("ALARM: the log was found not to extend what was signed.", "sentence"),
