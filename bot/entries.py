@@ -32,6 +32,7 @@ from workflows.reconcile import Kind as Alarmed
 from workflows.retention import APPLY, CONFIRM, HOLD, PROPOSE, REJECT, Fate
 from workflows.retention import RELEASE as LET_GO
 from workflows.retention import Outcome as Came
+from workflows.review_pack import ASK as PACK
 from workflows.step_up import ENROL, LOCK, UNENROL
 from workflows.trial import SEEN, TRIED, TRY
 
@@ -68,6 +69,7 @@ _VERBS: Final[Mapping[str, str]] = MappingProxyType(
         Action.REVIEW_SECOND: "file the second review",
         Action.REASSIGN: "give the review to somebody else",
         FollowUpWord.CLOSE: "say that a follow-up is done",
+        PACK: "read its review pack",
         "log:export": "export the log",
         HOLD: "put it under legal hold",
         LET_GO: "end its legal hold",

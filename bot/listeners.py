@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import away_command, commands, modals, views
+from bot import away_command, commands, modals, pack_front, views
 from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
 from bot.payloads import about_of, actor_of, click_of, values_of
@@ -95,6 +95,7 @@ def register(
     ):
         app.action(action_id)(clicked)
     front.reviews.register(app)
+    pack_front.register(app, desk, now=now, actor_of=actor_of)
     # Last: a button of an older or newer bot's message must not be dead.
     app.action(re.compile(".*"))(_unknown)
     for callback_id, submitted in (

@@ -19,7 +19,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import commands, review_words, reviews, views
+from bot import commands, pack_view, review_words, reviews, views
 from bot.blockkit import (
     MOST_OPTIONS,
     Block,
@@ -483,6 +483,7 @@ def review_form(case: Case, policy: Policy, about: str, use: Tally) -> View:
             ]
         ),
         *commands.review(use, was_issued=any(grant.issued_at for grant in case.grants), source=source),
+        *actions("pack", pack_view.offer(about)),
         divider(),
     ]
     verdict = _input(views.OUTCOME, "Verdict", _choice("radio_buttons", _VERDICTS, None))

@@ -21,7 +21,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from bot import commands, drill_views, entries, review_words
+from bot import commands, drill_views, entries, pack_view, review_words
 from bot.blockkit import (
     MOST_BLOCKS,
     MOST_TEXT,
@@ -628,6 +628,7 @@ def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
             _why(case, policy),
             *review_words.filed(case),
             *actions(BUTTONS, [*reviewing(case), *_reassigning(case)]),
+            *actions("pack", pack_view.offer(value(case))),
         ],
     )
 

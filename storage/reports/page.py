@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from storage.reports import approvers, controls, executed, timeline
@@ -105,6 +106,47 @@ def request_page(story: Story, about: About, names: Names) -> bytes:
         _section("How to check this page", _checking(story, about)),
     ]
     return _page(title, lead, body, about)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a reviewer reads beside a request's own story, as (heading, sentences) and as (name, words)."""
+
+    findings: Sequence[str]
+    compared: Sequence[tuple[str, Sequence[str]]]
+    rules: Sequence[tuple[str, str]]
+
+
+def review_page(story: Story, beside: Beside, about: About, names: Names) -> bytes:
+    """Return the page for whoever reviews a use (UTF-8): what to look at comes first."""
+    title = f"Review pack of {story.id}"
+    lead = (
+        f'<p class="over">Emergency access, for its reviewer</p><h1>{_e(title)}</h1>'
+        f'<p><span class="state">{_e(story.state or "state not known")}</span></p>'
+    )
+    compared = "".join(f"<h3>{_e(head)}</h3>{_lines(lines)}" for head, lines in beside.compared)
+    body = [
+        _section("What to look at", _lines(beside.findings) or "<p>Nothing stands out, by the rules of this pack.</p>"),
+        _section("Compared with earlier uses", compared),
+        _timeline(story),
+        _section("Who asked for what, and why", _asking(story, names)),
+        _section("The rules in force", _list([(name, _e(words)) for name, words in beside.rules])),
+        _section("Who decided", _deciding(story, names)),
+        _section("Credentials", _credentials(story, names)),
+        _section("Commands", _commands(story)),
+        _section("Every entry", _entries(story)),
+        _section(
+            "How to check this page",
+            "<p>It is drawn from the log, and is not the evidence itself: <code>breakglass export</code> gives that, "
+            "with proofs.</p>",
+        ),
+    ]
+    return _page(title, lead, body, about)
+
+
+def _lines(lines: Iterable[str]) -> str:
+    found = "".join(f"<li>{_e(line)}</li>" for line in lines)
+    return f"<ul>{found}</ul>" if found else ""
 
 
 def _asking(story: Story, names: Names) -> str:
