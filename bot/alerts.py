@@ -128,9 +128,13 @@ class AlertRunner:
     # ------------------------------------------------------------------------------------ running
 
     def start(self) -> None:
-        """Start a thread for each alert."""
+        """Start a thread for each alert. What is logged from now on is told, also by an alert that was just set up."""
         self._stopping.clear()
         for name in self._senders:
+            try:
+                self._begin(name)
+            except DatabaseDown as down:
+                log.warning("alert %s: it begins when the database answers: %s", name, down)
             thread = threading.Thread(target=self._run, args=(name,), name=f"alert-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -198,6 +202,9 @@ class AlertRunner:
 
     def _begin(self, name: str) -> None:
         """Begin at the newest entry: whoever sets up an alert does not want last year's."""
+        with self._database.read() as session:
+            if session.get(Feed, _key(name)) is not None:
+                return
         with self._database.write() as session:
             if session.get(Feed, _key(name)) is None:
                 newest = session.exec(select(func.max(Entry.seq))).first()
