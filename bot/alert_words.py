@@ -67,17 +67,22 @@ SEVERITIES: Final[Mapping[str, Severity | None]] = MappingProxyType(
         told.RUN + _ALARMING: Severity.CRITICAL,
         told.GAP: Severity.CRITICAL,
         Action.REVIEW + _BAD: Severity.CRITICAL,
+        "review:first" + _BAD: Severity.CRITICAL,  # of two reviewers
         Action.OPEN: Severity.WARNING,
         Action.QUORUM: Severity.WARNING,
         Action.ESCALATE: Severity.WARNING,
         Action.FAIL: Severity.WARNING,
         Action.REVOKE: Severity.WARNING,
         Action.REMIND: Severity.WARNING,
+        "review:escalate": Severity.WARNING,
+        "person:lock": Severity.WARNING,  # somebody guesses codes
         told.FIND + _ALARMING: Severity.WARNING,
         told.DOWN: Severity.WARNING,
         "capture:unreadable": Severity.WARNING,
         "copy:behind": Severity.WARNING,
         "policy:load": Severity.WARNING,
+        "policy:propose": Severity.WARNING,
+        "policy:refused": Severity.WARNING,
         PROPOSE: Severity.WARNING,
         APPLY: Severity.WARNING,
         READY: Severity.WARNING,
@@ -116,7 +121,7 @@ def severity_of(record: Record) -> Severity | None:
     kinds = [event]
     if event == Action.ESCALATE and record.source:
         kinds.insert(0, f"{event} {record.source}")
-    elif event == Action.REVIEW and record.data.get("outcome") in {Outcome.NOT_JUSTIFIED, Outcome.MISUSE}:
+    elif event in {Action.REVIEW, "review:first"} and record.data.get("outcome") in {Outcome.NOT_JUSTIFIED, Outcome.MISUSE}:
         kinds.insert(0, event + _BAD)
     elif event in told.TELLING and not record.is_pruned:
         one = told.of_record(record)
