@@ -52,6 +52,7 @@ _MOST_TYPED: Final = 500
 # What makes an event another one than its name says. Such a key stands in the table after the event.
 _ALARMING: Final = " alarming"
 _BAD: Final = " bad"
+_VERDICTS: Final = frozenset({Action.REVIEW.value, "review:first"})
 
 SEVERITIES: Final[Mapping[str, Severity | None]] = MappingProxyType(
     {
@@ -66,6 +67,7 @@ SEVERITIES: Final[Mapping[str, Severity | None]] = MappingProxyType(
         told.STOP: Severity.CRITICAL,
         told.RUN + _ALARMING: Severity.CRITICAL,
         told.GAP: Severity.CRITICAL,
+        "person:lock": Severity.CRITICAL,  # somebody guesses codes in a custodian's name
         Action.REVIEW + _BAD: Severity.CRITICAL,
         "review:first" + _BAD: Severity.CRITICAL,  # of two reviewers
         Action.OPEN: Severity.WARNING,
@@ -75,7 +77,6 @@ SEVERITIES: Final[Mapping[str, Severity | None]] = MappingProxyType(
         Action.REVOKE: Severity.WARNING,
         Action.REMIND: Severity.WARNING,
         "review:escalate": Severity.WARNING,
-        "person:lock": Severity.WARNING,  # somebody guesses codes
         told.FIND + _ALARMING: Severity.WARNING,
         told.DOWN: Severity.WARNING,
         "capture:unreadable": Severity.WARNING,
@@ -121,7 +122,7 @@ def severity_of(record: Record) -> Severity | None:
     kinds = [event]
     if event == Action.ESCALATE and record.source:
         kinds.insert(0, f"{event} {record.source}")
-    elif event in {Action.REVIEW, "review:first"} and record.data.get("outcome") in {Outcome.NOT_JUSTIFIED, Outcome.MISUSE}:
+    elif event in _VERDICTS and record.data.get("outcome") in {Outcome.NOT_JUSTIFIED, Outcome.MISUSE}:
         kinds.insert(0, event + _BAD)
     elif event in told.TELLING and not record.is_pruned:
         one = told.of_record(record)

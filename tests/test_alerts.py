@@ -171,7 +171,7 @@ def record_of(database, event, data=None, **more):
         ("review:file", {"data": {"outcome": "justified"}}, Severity.INFO),
         ("review:file", {"data": {"outcome": "misuse"}}, Severity.CRITICAL),
         ("review:first", {"data": {"outcome": "not_justified"}}, Severity.CRITICAL),
-        ("person:lock", {}, Severity.WARNING),
+        ("person:lock", {}, Severity.CRITICAL),
         ("request:nudge", {}, None),
         ("command:run", {"data": {"text": "SELECT 1"}}, None),
         ("command:run", {"data": {"text": "x", "danger": "runs a program"}}, Severity.CRITICAL),
