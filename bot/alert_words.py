@@ -52,7 +52,7 @@ _MOST_TYPED: Final = 500
 # What makes an event another one than its name says. Such a key stands in the table after the event.
 _ALARMING: Final = " alarming"
 _BAD: Final = " bad"
-_VERDICTS: Final = frozenset({Action.REVIEW.value, "review:first"})
+_VERDICTS: Final = frozenset({Action.REVIEW.value, Action.REVIEW_FIRST.value})
 
 SEVERITIES: Final[Mapping[str, Severity | None]] = MappingProxyType(
     {
@@ -69,14 +69,14 @@ SEVERITIES: Final[Mapping[str, Severity | None]] = MappingProxyType(
         told.GAP: Severity.CRITICAL,
         "person:lock": Severity.CRITICAL,  # somebody guesses codes in a custodian's name
         Action.REVIEW + _BAD: Severity.CRITICAL,
-        "review:first" + _BAD: Severity.CRITICAL,  # of two reviewers
+        Action.REVIEW_FIRST + _BAD: Severity.CRITICAL,  # of two reviewers
         Action.OPEN: Severity.WARNING,
         Action.QUORUM: Severity.WARNING,
         Action.ESCALATE: Severity.WARNING,
         Action.FAIL: Severity.WARNING,
         Action.REVOKE: Severity.WARNING,
         Action.REMIND: Severity.WARNING,
-        "review:escalate": Severity.WARNING,
+        Action.REVIEW_ESCALATE: Severity.WARNING,
         told.FIND + _ALARMING: Severity.WARNING,
         told.DOWN: Severity.WARNING,
         "capture:unreadable": Severity.WARNING,
