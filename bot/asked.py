@@ -17,7 +17,7 @@ from bot import views
 from bot.blockkit import mention, people, section, utc, when
 from bot.cursors import GONE
 from storage.models import Answer, State
-from workflows import nudging
+from workflows import asking, nudging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,7 +58,7 @@ def _told_the_end(case: Case) -> list[str]:
         return []
     last = case.decisions[-1].person if case.decisions else None
     by = last if case.request.granted_seconds is not None or _denied_by(case) else None
-    return [person for person in case.request.custodians if person != by]
+    return [person for person in asking.asked(case.request) if person != by]
 
 
 def nudge(case: Case, policy: Policy, *, now: datetime, at: str) -> Message:

@@ -31,6 +31,7 @@ from storage.followers import FOLLOWERS, CopyTrouble, Notary, NotReadable, build
 from storage.followers.runner import last_answered, newest_size
 from storage.heads import Rewritten
 from storage.signers import SignerDown
+from workflows import asking
 from workflows import policy as rules
 from workflows.control_group import trouble
 from workflows.engines import ENGINES
@@ -267,11 +268,10 @@ def _people(directory: SlackDirectory, policy: Policy) -> Iterator[Finding]:
                 problems.append(f"group {name} does not exist or is empty")
         for account in policy.accounts.values():
             roster = rules.gather(directory, policy, account.name)
-            able = [person for person in roster.resolve(account.custodians) if roster.able(person)]
             problems += [
-                f"{account.name}/{level.name} needs {level.quorum} custodians and {len(able)} can act"
+                f"{account.name}/{level.name} {lack}"
                 for level in account.levels.values()
-                if len(able) < level.quorum
+                if (lack := asking.lack(account, level, roster)) is not None
             ]
     except BreakGlassError as error:
         problems.append(error.sentence)

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import commands
+from bot import commands, tiers
 from bot.blockkit import Block, copyable, escape, label, mention, person, plain, plural, typed, when
 from storage import commands as told
 from storage.models import FollowUpWord, Outcome, State
@@ -136,7 +136,8 @@ def _open_line(record: Record, who: str, case: Case | None, name: str) -> Words:
     data = record.data
     span = say_duration(timedelta(seconds=_number(data, "asked_seconds")))
     count = len(case.request.custodians) if case else len(_listed(data, "custodians"))
-    line = f"{who} asked for *{name}* for {span}; needs {_number(data, 'quorum')} of {plural(count, 'custodian')}."
+    line = f"{who} asked for *{name}* for {span}; needs {_number(data, 'quorum')} of {plural(count, 'custodian')}"
+    line += f"{tiers.needs(data)}."
     return line, [typed(str(data["reason"]))] if data.get("reason") else []
 
 
@@ -147,7 +148,7 @@ def _approve_line(record: Record, who: str, case: Case | None, _name: str) -> Wo
     shorter = f", for {say_duration(timedelta(seconds=seconds))} only" if less else ""
     who += _in_place(data)
     how = ", with a code of their authenticator" if data.get("step_up") else ""
-    return f"{who} approved ({_number(data, 'have')} of {_number(data, 'need')}){how}{shorter}.", []
+    return f"{who} approved ({_number(data, 'have')} of {_number(data, 'need')}){how}{shorter}{tiers.fills(data)}.", []
 
 
 def _lock_line(record: Record, who: str, _case: Case | None, _name: str) -> Words:
@@ -208,6 +209,8 @@ def _escalate_line(record: Record, _who: str, _case: Case | None, _name: str) ->
             "and goes on until it is gone. *Count it as usable until then*; if that cannot wait, cut it off there."
         )
         return line, []
+    if record.data.get("tier"):
+        return tiers.asked_line(record.data), []
     return "Still not enough answers; half of the waiting time is over.", []
 
 

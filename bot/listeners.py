@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import away_command, commands, modals, pack_front, views
+from bot import away_command, commands, modals, pack_front, tiers, views
 from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
 from bot.payloads import about_of, actor_of, click_of, values_of
@@ -363,9 +363,9 @@ class _Front:
 
     def _approved(self, request_id: str) -> str:
         case = self.desk.case(request_id)
-        have, need = len(set(case.approvers)), views.needed(case, self.desk.policy)
-        more = "" if have < need else " The requester can open the credential now."
-        return f"Approved {request_id}: {have} of {need}.{more}"
+        found = views.standing(case, self.desk.policy)
+        more = " The requester can open the credential now." if found.suffices else tiers.still(found)
+        return f"Approved {request_id}: {found.have} of {found.need}.{more}"
 
     def deny_form(self, body: dict[str, Any], ack: Ack, client: WebClient) -> None:
         """Open the form that asks why."""

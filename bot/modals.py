@@ -19,7 +19,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import commands, pack_view, review_words, reviews, views
+from bot import commands, pack_view, review_words, reviews, tiers, views
 from bot.blockkit import (
     MOST_OPTIONS,
     Block,
@@ -45,6 +45,7 @@ from bot.blockkit import (
     when,
 )
 from storage.models import Outcome
+from workflows import asking
 from workflows.delivery import Delivery, Parcel
 from workflows.engines import ENGINES
 from workflows.policy import OVERDUE, WORDS, say_duration
@@ -257,7 +258,7 @@ def _level_text(level: Level) -> str:
 
 def _about(account: Account, level: Level | None, verdict: Verdict | None, policy: Policy) -> list[Block]:
     lines = [escape(account.system, 400), f"*First try*: {escape(account.standard_path, 1100)}"]
-    asked = verdict.custodians if verdict else ()
+    asked = verdict.counting if verdict else ()
     lines.append(f"*Who is asked*: {people(asked)}. Owner: {mention(account.owner)}.")
     if level is not None and verdict is not None:
         sign = "🔑" if verdict.is_allowed else "⛔"
@@ -616,8 +617,8 @@ def asked_text(row: Request) -> str:
     """Return what the requester reads when the form has been sent: a sentence for :func:`sentence`."""
     # A span, because a sentence knows no time zone: it is read at once, so it is true.
     until = f" It lapses in {say_duration(row.lapse_at - row.opened_at)} if too few answer." if row.lapse_at else ""
+    needed = f"{row.quorum} of {plural(len(row.custodians), 'custodian')} must approve{tiers.whose(row)}"
     return (
-        f"{row.id} is on its way. {row.quorum} of {plural(len(row.custodians), 'custodian')} must approve: "
-        f"{people(row.custodians)}.{until} You get a direct message when there is something to do. "
-        "You can close this window."
+        f"{row.id} is on its way. {needed}: {people(asking.asked(row))}.{tiers.later(row)}{until} "
+        "You get a direct message when there is something to do. You can close this window."
     )

@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from bot import asked, attachments, commands, drill_views, reviews, views
+from bot import asked, attachments, commands, drill_views, reviews, tiers, views
 from bot.batches import Batch, has_only_commands, next_batch, owed_file
 from bot.calls import (
     DELETED,
@@ -74,6 +74,7 @@ from storage.followers.runner import BEHIND
 from storage.heads import ALARM, ROTATE
 from storage.holder import new_holder
 from storage.models import Post, Request
+from workflows import asking
 from workflows.errors import Unavailable
 from workflows.lifecycle import Action, allowed_roles
 from workflows.reconcile import ALARM as ACCESS_ALARM
@@ -405,7 +406,7 @@ class ThreadFollower:
             wanted["handover"] = row.requester
         if Action.WARN in events:
             wanted["warning"] = row.requester
-        wanted |= {f"ask:{person}": person for person in row.custodians}
+        wanted |= {f"ask:{person}": person for person in asking.asked(row)}
         wanted["own"] = row.requester
         # "Two minutes left" is not said when it no longer is so.
         still = bool(allowed_roles(case.state, Action.WARN))
@@ -757,9 +758,9 @@ class ThreadFollower:
         if Action.REVIEW_ESCALATE in events:
             called[Action.REVIEW_ESCALATE] = " ".join(self._mention(claim, name) for name in self._policy().leadership)
         if any(record.event == Action.HOLD and record.data.get("wrapping_accessor") for record in done):
-            called[Action.HOLD] = " ".join(f"<@{person}>" for person in case.request.custodians)
+            called[Action.HOLD] = " ".join(f"<@{person}>" for person in asking.asked(case.request))
         if Action.ESCALATE in events:
-            called[Action.ESCALATE] = " ".join(f"<@{person}>" for person in case.request.custodians)
+            called[Action.ESCALATE] = " ".join(f"<@{person}>" for person in tiers.called(done, case.request))
         return called
 
     def _mention(self, claim: Claim, name: str) -> str:

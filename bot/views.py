@@ -21,7 +21,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from bot import commands, drill_views, entries, pack_view, review_words
+from bot import commands, drill_views, entries, pack_view, review_words, tiers
 from bot.blockkit import (
     MOST_BLOCKS,
     MOST_TEXT,
@@ -45,6 +45,7 @@ from bot.blockkit import (
     when,
 )
 from storage.models import Answer, State
+from workflows import asking
 from workflows.lifecycle import Action, allowed_roles
 from workflows.policy import in_force, say_duration
 from workflows.retention import CONFIRM, PROPOSE, REJECT
@@ -187,12 +188,18 @@ def needed(case: Case, policy: Policy) -> int:
     return max(case.request.quorum, level.quorum if level else 0)
 
 
+def standing(case: Case, policy: Policy) -> asking.Standing:
+    """Return how far the approvals go."""
+    return asking.standing(case.request, case.approvers, needed(case, policy))
+
+
 def _approvers(case: Case) -> list[str]:
     return [person for person in dict.fromkeys(case.approvers) if person != case.request.requester]
 
 
 def _tally(case: Case, policy: Policy) -> str:
-    return f"{len(_approvers(case))} of {needed(case, policy)}"
+    found = standing(case, policy)
+    return f"{found.have} of {found.need}"
 
 
 def _granted(case: Case) -> timedelta:
@@ -219,9 +226,10 @@ def clock_words(case: Case, policy: Policy) -> str:
     row = case.request
     match case.state:
         case State.PENDING if row.lapse_at:
-            missing = max(1, needed(case, policy) - len(_approvers(case)))
+            found = standing(case, policy)
+            missing = max(1, found.need - found.have)
             word = "more approval" if _approvers(case) else "approval"
-            return f"*Needs {plural(missing, word)}*, or lapses {when(row.lapse_at)}."
+            return f"*Needs {plural(missing, word)}*{tiers.lacking(found)}, or lapses {when(row.lapse_at)}."
         case State.APPROVED if row.lapse_at:
             return f"Lapses {when(row.lapse_at)} if it is not opened. The time counts from the opening."
         case State.ACTIVE if row.expires_at:
@@ -287,10 +295,11 @@ def _why(case: Case, policy: Policy) -> Block:
 
 def _votes(case: Case, policy: Policy) -> str:
     row = case.request
-    asked = [person for person in row.custodians if person not in _approvers(case)]
+    asked = [person for person in asking.asked(row) if person not in _approvers(case)]
     lines = [f"*Approved* ({_tally(case, policy)}): {people(_approvers(case))}"]
     if _is_open_to(case, Action.APPROVE):
         lines.append(f"*Asked*: {people(asked)}")
+        lines += tiers.lines(row, standing(case, policy))
     if row.deputies:
         places = (f"{mention(one)} for {people(whom)}" for one, whom in row.deputies.items())
         lines.append(f"*Standing in*: {'; '.join(places)}")
@@ -528,8 +537,9 @@ def own(case: Case, policy: Policy, *, now: datetime) -> Message:
     _, text = _head(case, policy)
     lines = [f"Your request for *{what(case, policy)}* for {say_duration(_granted(case))}."]
     if _is_open_to(case, Action.APPROVE):
-        were = "was" if len(row.custodians) == 1 else "were"
-        lines.append(f"{people(row.custodians)} {were} asked; {needed(case, policy)} must approve.")
+        were = "was" if len(asking.asked(row)) == 1 else "were"
+        lines.append(f"{people(asking.asked(row))} {were} asked; {needed(case, policy)} must approve.")
+        lines += tiers.lines(row, standing(case, policy))
         if case.request.drill is None:
             lines.append("When they have, you get a message here with a button that opens the credential.")
     if row.granted_seconds is None:

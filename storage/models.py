@@ -152,6 +152,9 @@ class Request(SQLModel, table=True):
     reviews_needed: int | None = None  # by different people; None: one, and two of a misuse
     due_at: datetime | None = _time(nullable=True, index=True)
     attempts: int = Field(default=0, nullable=False)  # failed tries at the present outside effect, for the back-off
+    # Who is asked when and which factors there are, as planned at the opening; None: all at once, and none.
+    asking: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+    asked_steps: int | None = None  # steps of asking that were made
     ended_by: str | None = None  # release | revoke | expire | lost | intercept | fail | done (a drill's)
     ended_by_user: str | None = None
     drill: str | None = None  # the drill's id, "DR-7KQ2"; None: it is real. Set at the opening, by the desk alone

@@ -811,7 +811,7 @@ class Case:
 
     __slots__ = (
         *("approvers", "asked_seconds", "at", "attempts", "count", "custodians", "decisions", "drill", "ended"),
-        *("ended_by", "ended_by_user", "expires", "granted_seconds", "grants", "hashed", "is_granted"),
+        *("ended_by", "ended_by_user", "expires", "factors", "granted_seconds", "grants", "hashed", "is_granted"),
         *("is_lost", "is_partial", "lapse", "lapse_is_told", "last_seq", "name", "need", "opened"),
         *("opened_at", "policy", "replacing", "requester", "review", "review_due", "review_escalated"),
         *("review_owner", "reviewer", "reviews_needed", "second", "state", "state_at"),
@@ -838,6 +838,7 @@ class Case:
         self.drill: str | None = None  # its id; None: it is real
         self.custodians: tuple[str, ...] | None = None  # None: not known
         self.need = 1
+        self.factors: list[tuple[str, int, frozenset[str]]] = []  # name, people needed, who they can be
         self.asked_seconds: int | None = None
         self.granted_seconds: int | None = None
         self.decisions: list[Decision] = []
@@ -1094,6 +1095,11 @@ class Replay:
             self._find(Kind.SELF_APPROVAL, seq, f"{case.requester} was asked about the own request.", case)
         elif len(set(case.custodians)) < case.need:
             self._find(Kind.NO_QUORUM, seq, "Fewer custodians were asked than are needed.", case)
+        if "asking" in data:
+            factors = _factors(data["asking"])
+            if factors is None:
+                self._find(Kind.MALFORMED, seq, "It does not say who is asked when, or whose approval it needs.", case)
+            case.factors = factors or []
 
     def _judge_policy(self, seq: int, case: Case) -> None:
         """Whether it was opened under a policy that is on record: its hash is over the text's and those asked."""
@@ -1147,6 +1153,13 @@ class Replay:
                 seq,
                 f"It was granted, and needs {case.need}: those asked who approved it are "
                 f"{', '.join(sorted(approved)) or 'nobody'}, and it counts {', '.join(sorted(stated)) or 'nobody'}.",
+                case,
+            )
+        if unfilled := _unfilled(case.factors, stated & approved):
+            self._find(
+                Kind.NO_QUORUM,
+                seq,
+                f"It was granted, and no approval of {' and '.join(unfilled)} is left for it.",
                 case,
             )
         given = [said.seconds for said in case.decisions if said.answer == "approve" and said.seconds is not None]
@@ -1420,6 +1433,50 @@ class Replay:
         "review:reassign": _assign,
         "review:escalate": _review_escalate,
     }
+
+
+_MAX_PLACES: Final = 500  # five factors of a hundred; more is an attack on whoever reads it
+
+
+def _factors(asking: object) -> list[tuple[str, int, frozenset[str]]] | None:
+    """Read whose approval a request needs besides others'; None: it is not said as it should be."""
+    listed = asking.get("factors") if type(asking) is dict else None
+    if type(listed) is not list:
+        return None
+    found: list[tuple[str, int, frozenset[str]]] = []
+    for one in listed:
+        if type(one) is not dict or type(one.get("name")) is not str or type(one.get("people")) is not list:
+            return None
+        need = _count(one.get("need"))
+        if not need or not all(type(person) is str for person in one["people"]):
+            return None
+        found.append((one["name"], need, frozenset(one["people"])))
+    return found if sum(need for _, need, _ in found) <= _MAX_PLACES else None
+
+
+def _unfilled(factors: Sequence[tuple[str, int, frozenset[str]]], people: Iterable[str]) -> list[str]:
+    """Return the factors that these people cannot fill, each person in one place: a maximum matching."""
+    places = [(name, able) for name, need, able in factors for _ in range(need)]
+    holds: dict[int, str] = {}
+    for person in sorted(people):
+        # Breadth first over the places that could be freed: a hostile file gets no recursion.
+        came: dict[int, int | None] = {}
+        queue: list[tuple[int, int | None]] = [(n, None) for n, (_, able) in enumerate(places) if person in able]
+        while queue:
+            number, before = queue.pop(0)
+            if number in came:
+                continue
+            came[number] = before
+            if number not in holds:
+                at: int | None = number
+                while at is not None:
+                    back = came[at]
+                    holds[at] = person if back is None else holds[back]
+                    at = back
+                break
+            holder = holds[number]
+            queue += [(n, number) for n, (_, able) in enumerate(places) if holder in able and n not in came]
+    return list(dict.fromkeys(name for number, (name, _) in enumerate(places) if number not in holds))
 
 
 def _decision(seq: int, entry: Mapping[str, Any], answer: str, seconds: int | None, reason: str | None) -> Decision:

@@ -19,7 +19,7 @@ from sqlmodel import col, select
 
 from storage.audit import append, write_time
 from storage.models import Absence
-from workflows import absence
+from workflows import absence, asking
 from workflows import policy as rules
 from workflows.absence import AWAY, BACK, Absent
 from workflows.door import Door
@@ -143,7 +143,7 @@ class AwayDesk(Door):
         return roster
 
     def _held(self, roster: Roster, person: str) -> tuple[Account, ...]:
-        return tuple(one for one in self._policy().accounts.values() if person in roster.resolve(one.custodians))
+        return tuple(one for one in self._policy().accounts.values() if person in roster.resolve(asking.custodians(one)))
 
     def _may_stand_in(self, roster: Roster, person: str, deputy: str) -> None:
         if deputy == person:
@@ -169,11 +169,11 @@ class AwayDesk(Door):
         asked, unasked, shut = [], [], []
         for account in self._held(roster, person):
             if absent.deputy is not None:
-                if (why := _why_not(roster, account, person, absent.deputy)) is None:
+                if (why := _why_not(self._policy(), roster, account, person, absent.deputy)) is None:
                     asked.append(account)
                 else:
                     unasked.append((account, why))
-            there = rules.present(roster, account)
+            there = rules.present(self._policy(), roster, account)
             for level in account.real_levels.values():
                 if len(there) < level.quorum:
                     have = "nobody is" if not there else f"only {len(there)} {'is' if len(there) == 1 else 'are'}"
@@ -194,11 +194,10 @@ def _open_one(session: Session, actor: Actor) -> Absence | None:
     return session.exec(query).first()
 
 
-def _why_not(roster: Roster, account: Account, person: str, deputy: str) -> str | None:
-    if deputy in rules.stand_ins(roster, account, None):
-        places = rules.stand_ins(roster, account, None)[deputy]
+def _why_not(policy: Policy, roster: Roster, account: Account, person: str, deputy: str) -> str | None:
+    if (places := rules.stand_ins(policy, roster, account, None).get(deputy)) is not None:
         return None if person in places else "somebody else is asked there"
-    if deputy in roster.resolve(account.custodians):
+    if deputy in roster.resolve(asking.custodians(account)):
         return "they are its custodian already, and count once"
     if deputy not in roster.resolve(account.deputies):
         return "it does not list them under “deputies”"

@@ -23,7 +23,7 @@ from sqlmodel import col, select
 from storage import commands
 from storage.audit import SYSTEM
 from storage.models import Answer, Decision, Request, State
-from workflows import absence, nudging
+from workflows import absence, asking, nudging
 from workflows import policy as rules
 from workflows.door import Case, Turn, case_of
 from workflows.engines import ENGINES
@@ -146,6 +146,7 @@ class Desk(Reviewing, Issuer):
                     approvers=case.approvers,
                     asked=case.request.custodians,
                     stood_in=case.request.deputies or {},
+                    level=case.request.level,
                 )
             )
 
@@ -238,6 +239,7 @@ class Desk(Reviewing, Issuer):
             account, level = _granted(verdict)
             people = [*verdict.custodians, *verdict.deputies]
             key = _public_key(level, ask.public_key)
+            plan = asking.plan(self.policy, account, level, roster, verdict.custodians, opened_at=now, stood_in=verdict.deputies)
             with self._write() as session:
                 if ask.form_id is not None:
                     known = session.exec(select(Request).where(Request.form_id == ask.form_id)).first()
@@ -268,8 +270,10 @@ class Desk(Reviewing, Issuer):
                     asked_seconds=int(ask.duration.total_seconds()),
                     opened_at=now,
                     state_at=now,
-                    lapse_at=now + level.answer_within,
-                    due_at=min(now + level.answer_within / 2, now + nudging.FIRST),
+                    lapse_at=plan.lapse_at,
+                    due_at=min(plan.lapse_at, now + nudging.FIRST, *(step.at for step in plan.steps if step.at > now)),
+                    asking=plan.data(),
+                    asked_steps=plan.made(now),
                 )
                 session.add(row)
                 session.flush()
@@ -282,6 +286,7 @@ class Desk(Reviewing, Issuer):
                     "asked_seconds",
                     "quorum",
                     "custodians",
+                    "asking",
                 )
                 threshold = account.thresholds[ask.threshold]
                 Turn(session, row, now).move(
@@ -329,10 +334,12 @@ class Desk(Reviewing, Issuer):
                 said.append(self._decide(turn, actor, Answer.APPROVE, custodians, granted=granted, step_up=proved))
                 in_force = said[-1].policy_hash
                 approvals = [d for d in said if d.answer == Answer.APPROVE]
+                # A policy that became stricter meanwhile wins; one that became laxer does not.
                 counted = rules.counted((d.person for d in counting(level, approvals)), custodians, row.requester)
                 counted -= absence.doubled(counted, stood_in, custodians)
-                # A policy that became stricter meanwhile wins; one that became laxer does not.
-                quorum = max(row.quorum, level.quorum)
+                factors = asking.in_force(row, level, roster, custodians)
+                ordered = [d.person for d in approvals if d.person in counted]
+                stands = asking.satisfied(ordered, max(row.quorum, level.quorum), factors)
                 seconds = min(d.granted_seconds or row.asked_seconds for d in approvals)
                 turn.move(
                     Action.APPROVE,
@@ -341,13 +348,12 @@ class Desk(Reviewing, Issuer):
                     policy=in_force,
                     data={
                         "granted_seconds": int(granted.total_seconds()),
-                        "have": len(counted),
-                        "need": quorum,
+                        **stands.data(),
                         "for": stood_in.get(actor.person),
                         "step_up": proved,
                     },
                 )
-                if len(counted) >= quorum:
+                if stands.suffices:
                     turn.move(
                         Action.QUORUM,
                         policy=in_force,
@@ -621,13 +627,8 @@ class Desk(Reviewing, Issuer):
         match turn.state:
             case State.PENDING if not lapsed:
                 nudging.nudge(turn)
-                half = row.lapse_at and row.opened_at + (row.lapse_at - row.opened_at) / 2
-                if half and nudging.has_been(turn.session, row.id, Action.ESCALATE):
-                    half = row.lapse_at
-                elif half and half <= now:
-                    turn.move(Action.ESCALATE, data={"lapse_at": row.lapse_at})
-                    half = row.lapse_at
-                turn.look_again(nudging.earliest(row, half, now))
+                then = nudging.ask_next(turn)
+                turn.look_again(nudging.earliest(row, then, now))
             case State.PENDING:
                 turn.move(Action.LAPSE, data={"waited_seconds": waited}, due_at=None)
             case State.ACTIVE if expired:
@@ -687,6 +688,7 @@ class Desk(Reviewing, Issuer):
             approvers=case.approvers,
             asked=row.custodians if asked else None,
             stood_in=row.deputies or {},
+            level=row.level,
         )
         if why is not None:
             raise NotAllowed(why)
@@ -696,7 +698,9 @@ class Desk(Reviewing, Issuer):
         account = self.policy.accounts.get(row.account)
         if account is None:
             return ()
-        return rules.voters(roster, account, row.requester, asked=row.custodians, stood_in=row.deputies or {})
+        level = account.levels.get(row.level)
+        stood_in = row.deputies or {}
+        return rules.voters(self.policy, roster, account, row.requester, asked=row.custodians, stood_in=stood_in, level=level)
 
     def _still_allowed(self, roster: Roster, row: Request) -> Level:
         """Judge the request again by the policy and the people as they are now."""

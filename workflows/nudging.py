@@ -1,10 +1,13 @@
-"""Who is asked again, and when?
+"""Who is asked next, or again?
 
-Whoever was asked and has not answered is nudged 2, 4, 8 … minutes after the opening, until it is settled.
+The steps of a request (``asking.py``) are made when their time comes. Whoever was asked and has not answered is nudged
+2, 4, 8 … minutes after the opening, until it is settled.
 
 Rules
 -----
-* A step is made once: it is a move through the door, and its number is the count of those before it in the log.
+* A step of asking is made once: the row counts those that were made.
+* A step of nudging is made once: it is a move through the door, and its number is the count of those before it in
+  the log.
 * Steps that went by while the bot was down are one step: nobody gets four nudges at once.
 * Who has answered is left in peace, and so is the requester.
 """
@@ -18,6 +21,7 @@ from sqlmodel import col, select
 
 from storage.audit import parse
 from storage.models import Entry
+from workflows import asking
 from workflows.lifecycle import Action
 
 if TYPE_CHECKING:
@@ -49,7 +53,7 @@ def earliest(row: Request, other: datetime | None, now: datetime) -> datetime | 
 def silent(row: Request, decisions: Iterable[Decision]) -> list[str]:
     """Return who was asked and has said nothing, in the order in which they were asked."""
     done = {decision.person for decision in decisions} | {row.requester}
-    return [person for person in row.custodians if person not in done]
+    return [person for person in asking.asked(row) if person not in done]
 
 
 def nudge(turn: Turn) -> None:
@@ -63,6 +67,24 @@ def nudge(turn: Turn) -> None:
     people = silent(row, turn.decisions())
     if people:
         turn.move(Action.NUDGE, data={"number": len(last) + 1, "people": people, "lapse_at": row.lapse_at})
+
+
+def ask_next(turn: Turn) -> datetime | None:
+    """Make the steps that are due on a request that waits; return when the clock must look for the next thing."""
+    row = turn.row
+    steps = asking.steps_of(row)
+    made = row.asked_steps
+    if made is None:  # of a version that did not count them
+        made = 1 + has_been(turn.session, row.id, Action.ESCALATE)
+    for number in range(made, len(steps)):
+        step = steps[number]
+        if step.at > turn.now:
+            return step.at
+        told: dict[str, Any] = {"lapse_at": row.lapse_at, "step": number + 1}
+        if step.tier is not None:
+            told |= {"tier": step.tier, "people": list(step.people)}
+        turn.move(Action.ESCALATE, data=told, asked_steps=number + 1)
+    return row.lapse_at
 
 
 def made(session: Session, request_id: str) -> list[tuple[datetime, list[str]]]:

@@ -23,9 +23,9 @@ import unicodedata
 from dataclasses import dataclass, field, replace
 from datetime import timedelta, tzinfo
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from workflows import absence
+from workflows import absence, asking
 from workflows.errors import Invalid, NotAllowed
 from workflows.lifecycle import Role
 from workflows.log_rules import CopyRules, LogRules, SignerRules
@@ -185,7 +185,7 @@ def gather(
     judged = [*policy.reviewers, *policy.auditors]
     listed = [*policy.leadership, *policy.security]
     for account in accounts:
-        judged += [account.owner, *account.custodians, *account.deputies]
+        judged += [account.owner, *asking.named(policy, account, None), *account.deputies]
         listed += account.responders
     groups: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(judged + listed):
@@ -212,12 +212,14 @@ def explain(
     approvers: Collection[str] = (),
     asked: Collection[str] | None = None,
     stood_in: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    level: str | None = None,
 ) -> str | None:
     """Return None when ``person`` holds ``role``, else the sentence to that person that says why not.
 
     ``requester`` and ``approvers`` (user ids) are those of the request that is judged; without a requester nobody is a
     custodian or a reviewer, because whom to exclude is not known. ``asked``: the custodians when it was opened, with
     those who then stood in; ``stood_in``: for whom. Without ``asked`` whoever stands in now is a custodian, too.
+    ``level``: whose custodians; None (or one that the policy no longer has): those of any level of the account.
     """
     if (sentence := _unfit(roster, person)) is not None:
         return sentence
@@ -238,7 +240,7 @@ def explain(
         if person in roster.resolve(entry.responders):
             return None
         return f"You are not one of those who may ask for {entry.title}. Its owner, <@{entry.owner}>, can add you."
-    custodians = _custodians(roster, entry, requester)
+    custodians = _custodians(policy, roster, entry, entry.levels.get(level or ""), requester)
     if requester is None:
         return "It is not known who asked for this access, so nobody can decide about it."
     if person == requester:
@@ -248,8 +250,8 @@ def explain(
             roster,
             entry,
             person,
+            now=stand_ins(policy, roster, entry, requester, entry.levels.get(level or "")).get(person, ()),
             custodians=custodians,
-            requester=requester,
             stood_in=stood_in.get(person),
             is_end=asked is None,
         )
@@ -268,16 +270,16 @@ def _explain_deputy(
     account: Account,
     person: str,
     *,
+    now: Sequence[str],
     custodians: Sequence[str],
-    requester: str,
     stood_in: Sequence[str] | None,
     is_end: bool,
 ) -> str | None:
     """Judge whoever is, or was, asked in somebody's place. ``stood_in``: in whose; None: they were not asked.
+    ``now``: in whose they are now.
 
     ``is_end``: it is about taking access away, which who stood in may also when the custodian is back.
     """
-    now = stand_ins(roster, account, requester).get(person, ())
     places = [one for one in stood_in or () if one in custodians]
     if set(now) & set(places) or (is_end and (now or (places and person in roster.resolve(account.deputies)))):
         return None
@@ -332,40 +334,37 @@ def roles(
     approvers: Collection[str] = (),
     asked: Collection[str] | None = None,
     stood_in: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    level: str | None = None,
 ) -> frozenset[Role]:
     """Return every role that the person holds; the arguments are those of :func:`explain`."""
-    return frozenset(
-        role
-        for role in Role
-        if explain(
-            policy,
-            roster,
-            account,
-            person,
-            role,
-            requester=requester,
-            approvers=approvers,
-            asked=asked,
-            stood_in=stood_in,
-        )
-        is None
-    )
+    about: dict[str, Any] = {"requester": requester, "approvers": approvers, "asked": asked, "stood_in": stood_in}
+    about["level"] = level
+    return frozenset(role for role in Role if explain(policy, roster, account, person, role, **about) is None)
 
 
-def stand_ins(roster: Roster, account: Account, requester: str | None) -> dict[str, tuple[str, ...]]:
+def stand_ins(
+    policy: Policy, roster: Roster, account: Account, requester: str | None, level: Level | None = None
+) -> dict[str, tuple[str, ...]]:
     """Return by deputy for whom they stand in now, for this requester (``absence.py`` has the rules)."""
-    custodians = _custodians(roster, account, requester)
+    custodians = _custodians(policy, roster, account, level, requester)
     return absence.standing_in(custodians, _able(roster, account.deputies), roster.absences, requester)
 
 
 def voters(
-    roster: Roster, account: Account, requester: str, *, asked: Collection[str], stood_in: Mapping[str, Sequence[str]]
+    policy: Policy,
+    roster: Roster,
+    account: Account,
+    requester: str,
+    *,
+    asked: Collection[str],
+    stood_in: Mapping[str, Sequence[str]],
+    level: Level | None,
 ) -> tuple[str, ...]:
     """Return whose approval counts now of those who were ``asked``.
 
     Who stood in counts, also when the custodian is back since, while the account lists them and that is one still.
     """
-    custodians = _custodians(roster, account, requester)
+    custodians = _custodians(policy, roster, account, level, requester)
     listed = _able(roster, account.deputies)
     return tuple(
         one
@@ -378,9 +377,9 @@ def voters(
     )
 
 
-def present(roster: Roster, account: Account, requester: str | None = None) -> tuple[str, ...]:
+def present(policy: Policy, roster: Roster, account: Account, requester: str | None = None) -> tuple[str, ...]:
     """Return those who could decide now and say nowhere that they are away: custodians, and who stands in for one."""
-    there = (*_custodians(roster, account, requester), *stand_ins(roster, account, requester))
+    there = (*_custodians(policy, roster, account, None, requester), *stand_ins(policy, roster, account, requester))
     return tuple(one for one in there if not roster.is_away(one))
 
 
@@ -424,8 +423,10 @@ def _able(roster: Roster, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(user_id for user_id in roster.resolve(names) if roster.able(user_id))
 
 
-def _custodians(roster: Roster, account: Account, requester: str | None) -> tuple[str, ...]:
-    return tuple(user_id for user_id in _able(roster, account.custodians) if user_id != requester)
+def _custodians(
+    policy: Policy, roster: Roster, account: Account, level: Level | None, requester: str | None
+) -> tuple[str, ...]:
+    return tuple(one for one in _able(roster, asking.named(policy, account, level)) if one != requester)
 
 
 def _listing(people: Collection[str], words: str = "its custodians are") -> str:
@@ -466,6 +467,7 @@ class Verdict:
 
     ``custodians``: who can approve for this requester now. ``blank``: what a preview found not filled in yet; it is not
     held against the form, but :meth:`require` never lets it pass. ``deputies``: who is asked besides, in whose place.
+    ``reserve``: custodians who are leadership only, asked when nobody else answered.
     """
 
     account: Account | None
@@ -477,6 +479,7 @@ class Verdict:
     unmet: tuple[Unmet, ...]
     blank: tuple[Unmet, ...] = ()
     deputies: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    reserve: frozenset[str] = frozenset()
 
     @property
     def is_allowed(self) -> bool:
@@ -490,8 +493,15 @@ class Verdict:
             return " ".join(unmet.sentence for unmet in self.unmet[:3])
         if self.level is None:
             return "Choose an account." if self.account is None else "Choose a level."
-        people = "custodian" if len(self.custodians) == 1 else "custodians"
-        return f"Needs {self.quorum} of {len(self.custodians)} {people}; at most {say_duration(self.longest)}."
+        count = len(self.counting)
+        factors = f": {asking.say_factors(self.level.factors)}" if self.level.factors else ""
+        people = "custodian" if count == 1 else "custodians"
+        return f"Needs {self.quorum} of {count} {people}{factors}; at most {say_duration(self.longest)}."
+
+    @property
+    def counting(self) -> tuple[str, ...]:
+        """The custodians without those whom leadership alone makes one."""
+        return tuple(person for person in self.custodians if person not in self.reserve)
 
     def require(self) -> None:
         """Refuse unless all is well and filled in.
@@ -556,7 +566,8 @@ def evaluate(
 
     # 2. The account, its level, and whether there are people enough.
     chosen = entry.levels.get(level) if entry is not None and level is not None else None
-    custodians = _custodians(roster, entry, requester) if entry is not None else ()
+    custodians = _custodians(policy, roster, entry, chosen, requester) if entry is not None else ()
+    leaders = asking.reserve(policy, entry, chosen, roster) if entry is not None and chosen is not None else frozenset()
     if account is None:
         ask("account", "Choose an account.")
     elif entry is None:
@@ -573,7 +584,8 @@ def evaluate(
     if overdue and not is_drill and (chosen is None or chosen.block_overdue):
         say(None, OVERDUE, _overdue(overdue, entry))
     if entry is not None:
-        unmet.extend(_shortages(policy, roster, entry, chosen, custodians, requester=requester))
+        counting = tuple(person for person in custodians if person not in leaders)
+        unmet.extend(_shortages(policy, roster, entry, chosen, counting, requester=requester))
 
     # 3. The words and the time.
     if threshold is None:
@@ -601,7 +613,8 @@ def evaluate(
         default=chosen.default if chosen else timedelta(0),
         unmet=tuple(unmet),
         blank=tuple(blank),
-        deputies=MappingProxyType(stand_ins(roster, entry, requester) if entry is not None else {}),
+        deputies=MappingProxyType(stand_ins(policy, roster, entry, requester, chosen) if entry is not None else {}),
+        reserve=leaders,
     )
 
 
@@ -643,11 +656,22 @@ def _shortages(
             "too_few_custodians",
             f"“{level.title}” needs {level.quorum} custodians, and only {len(custodians)} can approve for you. {owner}",
         )
-    # A reviewer must be left over: neither the requester nor needed for the quorum.
     quorum = level.quorum if level is not None else 1
+    factors = asking.seats_of(level.factors, roster, custodians) if level is not None else ()
+    enough = len(custodians) >= quorum
+    if enough and level is not None and not (found := asking.satisfied(custodians, quorum, factors)).suffices:
+        enough = False
+        yield Unmet(
+            "level",
+            "unfilled_factor",
+            f"“{level.title}” needs {asking.say_factors(level.factors)}, all different people, and of those who can "
+            f"approve for you {asking.say_missing(found)}. {owner}",
+        )
+    # A reviewer must be left over: neither the requester nor needed for the quorum.
     reviewers = [user_id for user_id in _able(roster, policy.reviewers) if user_id != requester]
-    if not any(len(set(custodians) - {reviewer}) >= quorum for reviewer in reviewers) and (
-        not reviewers or len(custodians) >= quorum  # else it is the custodians who are too few, which was said
+    rest = ([person for person in custodians if person != reviewer] for reviewer in reviewers)
+    if not any(asking.satisfied(people, quorum, factors).suffices for people in rest) and (
+        not reviewers or enough  # else it is the custodians who are too few, which was said
     ):
         yield Unmet(
             "account",

@@ -7,9 +7,10 @@ Rules
 * Nodes are read, not values: what YAML would guess (``yes``, ``1:30``, ``0x10``), anchors, aliases, tags and a second
   document refuse, so that the file means what it shows.
 * What becomes part of a Slack message is held to a form that cannot break out of it; the settings of an engine are
-  checked by ``LevelSettings``, and its findings are reported with their lines. The section ``log`` is read by
-  ``log_rules.py``, ``retention`` by ``retention_rules.py``, ``captures`` by ``capture_rules.py``, an account's
-  ``drill`` by ``drill_rules.py``, ``digest`` by ``digest_rules.py``.
+  checked by ``LevelSettings``, and its findings are reported with their lines. Tiers, hours and factors are read by
+  ``asking_rules.py``, the section ``log`` by ``log_rules.py``, ``retention`` by ``retention_rules.py``,
+  ``captures`` by ``capture_rules.py``, an account's ``drill`` by ``drill_rules.py``,
+  ``digest`` by ``digest_rules.py``.
 
 Pure but :func:`load`, which reads a file. The judging is in ``policy.py``, from where everything here is imported.
 """
@@ -29,6 +30,7 @@ import yaml
 
 from workflows import (
     alert_rules,
+    asking_rules,
     capture_rules,
     delivery,
     digest_rules,
@@ -37,6 +39,7 @@ from workflows import (
     retention_rules,
     step_up_rules,
 )
+from workflows.asking_rules import Unanswered
 from workflows.capture_rules import Need
 from workflows.delivery import Delivery
 from workflows.digest_rules import DigestRules
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from workflows.alert_rules import AlertRules
+    from workflows.asking_rules import Factor, Hours, Tier
     from workflows.capture_rules import SourceRules
     from workflows.drill_rules import DrillRules
     from workflows.log_rules import LogRules
@@ -128,6 +132,8 @@ class Level:
     step_up: str | None = None  # the second factor that an approval takes (``step_up.py``)
     is_rehearsal: bool = False  # for drills alone; no real request can choose it
     block_overdue: bool = True  # who owes a review of their own use of the account is not let in again
+    factors: tuple[Factor, ...] = ()  # whose approval must be among the others
+    unanswered: Unanswered = Unanswered.DENY
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,8 @@ class Account:
     levels: Mapping[str, Level]
     deputies: tuple[str, ...] = ()  # who may stand in for a custodian who is away, as written; empty: nobody
     rules_reviewed: date | None = None  # when somebody last asked whether all this still holds; None: never
+    hours: Hours | None = None  # when the custodians are on duty; None: at all times
+    tiers: tuple[Tier, ...] = ()  # who is asked after the custodians
     drill: DrillRules | None = None  # None: there are no drills
 
     @property
@@ -180,6 +188,9 @@ class Policy:
         names = [*self.leadership, *self.security, *self.reviewers, *self.auditors]
         for account in self.accounts.values():
             names += [account.owner, *account.custodians, *account.deputies, *account.responders]
+            names += [name for tier in account.tiers for name in tier.people]
+            levels = account.levels.values()
+            names += [name for level in levels for factor in level.factors for name in factor.people]
         return tuple(dict.fromkeys(names))
 
 
@@ -404,6 +415,14 @@ class _Reader:
         self.fail(at, "Write a duration as 90s, 15m, 2h, 3d or 1h30m.")
         return timedelta(0)
 
+    def items(self, at: _At) -> list[_At]:
+        """Return the values of a list."""
+        if not isinstance(at.node, yaml.SequenceNode):
+            self.fail(at, "This must be a list: lines that begin with “- ”.")
+            return []
+        nodes = enumerate(at.node.value)
+        return [_At(node, node.start_mark.line + 1, f"{at.where}[{number}]") for number, node in nodes]
+
     def names(self, at: _At | None) -> tuple[str, ...]:
         """Read a list of user ids and groups: not empty, none twice."""
         if at is None:
@@ -516,8 +535,9 @@ class _Reader:
 
     def account(self, name: str, at: _At) -> Account:
         keys = ("title", "system", "owner", "custodians", "responders", "thresholds", "standard_path", "levels")
-        found = self.mapping(at, keys, ("deputies", "rules_reviewed", "drill"))
+        found = self.mapping(at, keys, ("deputies", "rules_reviewed", "tiers", "hours", "days", "timezone", "drill"))
         custodians = self.names(found.get("custodians"))
+        tiers = asking_rules.read_tiers(self, found["tiers"]) if "tiers" in found else ()
         thresholds, levels, read = {}, {}, dict[str, Level | None]()
         if (below := found.get("thresholds")) is not None:
             entries = self.entries(below, names=True)
@@ -528,10 +548,12 @@ class _Reader:
             entries = self.entries(below, names=True)
             if isinstance(below.node, yaml.MappingNode) and not 1 <= len(below.node.value) <= 20:
                 self.fail(below, "Give an account 1 to 20 levels.")
-            read = {key: self.level(key, value, custodians) for key, value in entries.items()}
+            everybody = (*custodians, *(name for tier in tiers for name in tier.people))
+            read = {key: self.level(key, value, everybody) for key, value in entries.items()}
             levels = {key: level for key, level in read.items() if level is not None}
             if levels and all(level.is_rehearsal for level in levels.values()):
                 self.fail(below, "All levels are for drills; add one that can be asked for.")
+        asking_rules.check_tiers(self, found.get("tiers"), tiers, levels.values())
         owner = "The owner is one accountable person: write a user id (U…)."
         return Account(
             name=name,
@@ -546,6 +568,8 @@ class _Reader:
             deputies=self.names(found.get("deputies")),
             rules_reviewed=self.day(found.get("rules_reviewed")),
             drill=drill_rules.read(self, found["drill"], read) if "drill" in found else None,
+            hours=asking_rules.read_hours(self, at, found),
+            tiers=tiers,
         )
 
     def level(self, name: str, at: _At, custodians: tuple[str, ...]) -> Level | None:
@@ -556,10 +580,12 @@ class _Reader:
         keys = {key: bool(engine) and is_required for one in known for key, is_required in one.keys.items()}
         required = [key for key, is_required in keys.items() if is_required]
         optional = (*keys, "open_within", "delivery", "enforced_by", "vault_group", "capture_source", "capture")
-        optional += ("rehearsal", "step_up", "block_overdue")
+        optional += ("rehearsal", "step_up", "block_overdue", "factors", "unanswered")
         found = self.mapping(at, ("title", "engine", "token_role", *required, *times), optional)
         settings = self.settings(engine, found, keys)
         quorum = self.number(found.get("quorum"), 1, 100)
+        factors = asking_rules.read_factors(self, found["factors"], quorum) if "factors" in found else ()
+        custodians = tuple(dict.fromkeys((*custodians, *(name for one in factors for name in one.people))))
         if quorum and custodians and quorum > len(custodians) and all(USER.fullmatch(c) for c in custodians):
             self.fail(
                 found["quorum"],
@@ -596,6 +622,8 @@ class _Reader:
             is_rehearsal=drill_rules.check_level(self, found, way),
             step_up=step_up_rules.read_factor(self, found.get("step_up"), found.get("enforced_by")),
             block_overdue=self.flag(found["block_overdue"]) if "block_overdue" in found else True,
+            factors=factors,
+            unanswered=asking_rules.read_unanswered(self, found.get("unanswered")),
         )
 
     def delivery(self, engine: str, at: _At | None) -> Delivery:

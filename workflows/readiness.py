@@ -20,6 +20,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from workflows import asking
 from workflows import policy as rules
 from workflows.capture_rules import Need
 from workflows.policy import Roster, evaluate, say_duration
@@ -165,6 +166,8 @@ def _unknown(facts: Facts, code: Code, sentence: str) -> Finding:
 def _people(account: Account, roster: Roster) -> Iterator[Finding]:
     """Say who of those who are named can do nothing."""
     parts = {"owner": (account.owner,), "custodians": account.custodians, "responders": account.responders}
+    parts |= {f"the tier {tier.name}": tier.people for tier in account.tiers}
+    parts |= {f"the factor {one.name}": one.people for level in account.levels.values() for one in level.factors}
     for part, names in parts.items():
         for name in names:
             if not USER.fullmatch(name) and not roster.groups.get(name):
@@ -173,7 +176,7 @@ def _people(account: Account, roster: Roster) -> Iterator[Finding]:
                 yield Finding(Severity.WARN, Code.GROUP, sentence)
     # Of responders only those by name: a group of them may have guests in it, who just cannot ask.
     named = tuple(name for name in account.responders if USER.fullmatch(name))
-    judged = {"owner": (account.owner,), "custodian": roster.resolve(account.custodians), "responder": named}
+    judged = {"owner": (account.owner,), "custodian": roster.resolve(asking.custodians(account)), "responder": named}
     told: dict[str, tuple[str, list[str]]] = {}
     for role, people in judged.items():
         for user_id in people:
@@ -229,18 +232,24 @@ _CURE: Final[Mapping[Code, str]] = MappingProxyType(
 
 def _shortages(roster: Roster, level: Level, seen: Verdict, left: Verdict) -> Iterator[_Short]:
     """Say what a responder lacks: ``seen`` is what the form would tell them, ``left`` if it knew who is away."""
-    quorum, have, there = level.quorum, len(seen.custodians), len(left.custodians)
-    away = [user_id for user_id in seen.custodians if user_id not in left.custodians]
+    quorum, have, there = level.quorum, len(seen.counting), len(left.counting)
+    away = [user_id for user_id in seen.counting if user_id not in left.counting]
     why = f" ({', '.join(_name(roster, one) for one in away[:_MOST_NAMES])} {'is' if len(away) == 1 else 'are'})"
     if have < quorum:
         sentence = f"it needs {quorum} custodians, and only {have} can act"
         yield _Short(Severity.RED, Code.TOO_FEW, sentence)
+    elif (gap := asking.gap(level, roster, seen.counting)) is not None:
+        yield _Short(Severity.RED, Code.TOO_FEW, f"it needs {asking.say_factors(level.factors)}, and {gap}")
     elif there < quorum:
         sentence = f"it needs {quorum} custodians, and of {have} only {there} are not away{why}"
         yield _Short(Severity.RED, Code.AWAY, sentence)
-    elif there == quorum:
+    elif (gap := asking.gap(level, roster, left.counting)) is not None:
+        sentence = f"it needs {asking.say_factors(level.factors)}, and of those who are not away{why} {gap}"
+        yield _Short(Severity.RED, Code.AWAY, sentence)
+    elif there == quorum or asking.hangs_on_one(level, roster, left.counting):
         rest = f"of {have} only {there} are not away{why}" if away else f"there are {there}"
-        yield _Short(Severity.WARN, Code.NO_SPARE, f"it needs {quorum} custodians, and {rest}: none to spare")
+        whose = f", {asking.say_factors(level.factors)}" if level.factors else ""
+        yield _Short(Severity.WARN, Code.NO_SPARE, f"it needs {quorum} custodians{whose}, and {rest}: none to spare")
     if any(one.code == "no_reviewer" for one in seen.unmet):
         yield _Short(Severity.RED, Code.NO_REVIEWER, "nobody could review it who neither asks nor must approve")
 

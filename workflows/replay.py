@@ -27,6 +27,8 @@ from storage.models import FINAL, Anchor, Decision, FollowUp, Grant, Request, Re
 from storage.standalone import LIMIT, Findings, Kind, Replay, Report, read_time
 from storage.verify import Walk, check_heads, head_times, trusted
 from workflows import ssh_keys
+from workflows.asking import steps_of
+from workflows.lifecycle import Action
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -213,6 +215,8 @@ class _Tables:
             _Told("quorum", opened.get("quorum")),
             _Told("custodians", opened.get("custodians")),
             _Told("deputies", opened.get("deputies")),
+            _Told("asking", opened.get("asking")),
+            _Told("asked_steps", self._asked(row, case)),
             _Told("asked_seconds", case.asked_seconds),
             _Told("granted_seconds", case.granted_seconds),
             _Told("opened_at", _time(case.opened_at)),
@@ -235,6 +239,15 @@ class _Tables:
         ):
             self._find(Kind.STATE_WITHOUT_ENTRY, case, "Request: the table has another public key than the log.")
         self._due(row, case)
+
+    def _asked(self, row: Request, case: Case) -> object:
+        """Return how many steps of asking the log tells of, while it matters: who counts as asked is called no more."""
+        if row.asked_steps is None or case.state != State.PENDING:
+            return _NOT_TOLD
+        made = sum(step.at <= row.opened_at for step in steps_of(row))
+        query = text("SELECT COUNT(*) FROM entry WHERE request_id = :name AND event = :event")
+        later = self._session.execute(query, {"name": row.id, "event": Action.ESCALATE.value}).scalar()
+        return made + int(later or 0)
 
     def _due(self, row: Request, case: Case) -> None:
         """Hold ``due_at`` to the state's deadline: what is never due is never ended, lapsed or reminded of."""

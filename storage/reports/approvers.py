@@ -159,11 +159,25 @@ class Integrity:
 class _Case:
     requester: str = ""
     opened_at: datetime | None = None
-    asked: frozenset[str] = frozenset()
+    listed: frozenset[str] = frozenset()  # who could decide
+    asked: dict[str, datetime] = field(default_factory=dict)  # person → when
     end: str = ""  # the event that ended the waiting
     first: dict[str, datetime] = field(default_factory=dict)  # person → first answer
     approved: set[str] = field(default_factory=set)
     denied: set[str] = field(default_factory=set)
+
+
+def _asked_later(asking: object, opened_at: datetime) -> frozenset[str]:
+    """Return who of a request's custodians was not asked at its opening (``asking`` of its entry)."""
+    steps = asking.get("steps") if isinstance(asking, dict) else None
+    now: set[str] = set()
+    later: set[str] = set()
+    for step in steps if isinstance(steps, list) else ():
+        if isinstance(step, dict) and isinstance(step.get("people"), list):
+            people = {person for person in step["people"] if isinstance(person, str)}
+            is_now = step.get("at") == opened_at.isoformat().replace("+00:00", "Z")
+            (now if is_now else later).update(people)
+    return frozenset(later - now)
 
 
 class Ledger:
@@ -197,6 +211,9 @@ class Ledger:
         case = self._cases.setdefault(record.request_id, _Case())
         if record.event == "request:open":
             self._open(case, record)
+        elif record.event == "request:escalate" and isinstance(called := record.data.get("people"), list):
+            for person in case.listed.intersection(one for one in called if isinstance(one, str)):
+                case.asked.setdefault(person, record.at)
         elif record.event in _ANSWERS:
             self._answer(case, record, record.request_id)
         if record.event in _SETTLED or (record.event == "request:lapse" and record.source == State.PENDING):
@@ -208,7 +225,9 @@ class Ledger:
         listed = record.data.get("custodians")
         people = listed if isinstance(listed, list) else []
         case.requester, case.opened_at = record.actor.person, record.at
-        case.asked = frozenset(person for person in people if isinstance(person, str))
+        case.listed = frozenset(person for person in people if isinstance(person, str))
+        later = _asked_later(record.data.get("asking"), record.at)
+        case.asked = dict.fromkeys(case.listed - later, record.at)
 
     def _answer(self, case: _Case, record: Record, request: str) -> None:
         person = record.actor.person
@@ -256,10 +275,10 @@ class Ledger:
         lapsed = sum(case.end == "request:lapse" for case in silent)
         waiting = sum(not case.end for case in silent)
         times = sorted(
-            case.first[person] - case.opened_at
+            case.first[person] - case.asked[person]
             for case in answers
-            # A clock that went back gives no time; it is not read as a quick answer.
-            if case.opened_at is not None and person in case.asked and case.first[person] >= case.opened_at
+            # A clock that went back, or an answer before the question, gives no time; it is not read as a quick answer.
+            if person in case.asked and case.first[person] >= case.asked[person]
         )
         approved, denied = sum(gave.values()), sum(person in case.denied for case in answers)
         signs = [
@@ -277,7 +296,7 @@ class Ledger:
             settled=len(silent) - lapsed - waiting,
             lapsed=lapsed,
             waiting=waiting,
-            unasked=sum(person not in case.asked for case in answers),
+            unasked=sum(person not in case.listed for case in answers),
             times=tuple(times),
             signs=tuple(signs),
         )

@@ -529,9 +529,12 @@ def _quorum_sentence(_record: Record, data: Mapping[str, Any], names: Names) -> 
     return f"The quorum is reached, for {say(_whole(data, 'granted_seconds'))}. Counted: {people}.", ""
 
 
-def _escalate_sentence(record: Record, data: Mapping[str, Any], _names: Names) -> tuple[str, str]:
+def _escalate_sentence(record: Record, data: Mapping[str, Any], names: Names) -> tuple[str, str]:
     if record.source == State.ENDING:
         return f"Not taken back yet (try {_whole(data, 'attempt')}); it is tried again.", _text(data, "why")
+    if tier := _text(data, "tier"):
+        people = ", ".join(who(str(person), names) for person in data.get("people") or ())
+        return f"Not enough answers: {tier} asked as well, {people or 'nobody'}.", ""
     return "Half of the waiting time was over without enough answers; the custodians were called again.", ""
 
 
