@@ -611,12 +611,19 @@ class Desk(Reviewing, Issuer):
         except (Unavailable, VaultRefused) as error:
             log.warning("%s: not looked at this time: %s", request_id, error.reason)  # its end must not wait for that
         self.owe(request_id, now=now)
+        gone = self._gone(request_id, now)
         with self.turn(request_id, now=now) as turn:
             if turn.row.due_at is not None and turn.row.due_at <= now:
-                self._due(turn)
+                self._due(turn, gone)
         self.finish(request_id, now=now)
 
-    def _due(self, turn: Turn) -> None:
+    def _gone(self, request_id: str, now: datetime) -> frozenset[str]:
+        """Return who of those who could decide cannot act any more: Slack is asked before the turn, never within."""
+        row = self.row(request_id)
+        is_due = row.due_at is not None and row.due_at <= now and bool(allowed_roles(State(row.state), Action.NUDGE))
+        return nudging.gone(row, self.policy, self.directory) if is_due else frozenset()
+
+    def _due(self, turn: Turn, gone: frozenset[str]) -> None:
         row, now = turn.row, turn.now
         grants = turn.grants()
         begun = any(g.ended_at is None and g.issued_at is None for g in grants)
@@ -627,7 +634,7 @@ class Desk(Reviewing, Issuer):
         match turn.state:
             case State.PENDING if not lapsed:
                 nudging.nudge(turn)
-                then = nudging.ask_next(turn)
+                then = nudging.ask_next(turn, gone)
                 turn.look_again(nudging.earliest(row, then, now))
             case State.PENDING:
                 turn.move(Action.LAPSE, data={"waited_seconds": waited}, due_at=None)
@@ -716,6 +723,7 @@ class Desk(Reviewing, Issuer):
             standard_path=row.standard_path,
             incident=row.incident,
             is_drill=row.drill is not None,
+            with_leadership=True,
         )
         try:
             return _granted(verdict)[1]

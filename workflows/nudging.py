@@ -22,6 +22,8 @@ from sqlmodel import col, select
 from storage.audit import parse
 from storage.models import Entry
 from workflows import asking
+from workflows import policy as rules
+from workflows.errors import Unavailable
 from workflows.lifecycle import Action
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from storage.models import Decision, Request
     from workflows.door import Turn
+    from workflows.policy import Directory, Policy
 
 FIRST: Final = timedelta(minutes=2)  # after the opening; each next one takes twice as long
 
@@ -69,8 +72,23 @@ def nudge(turn: Turn) -> None:
         turn.move(Action.NUDGE, data={"number": len(last) + 1, "people": people, "lapse_at": row.lapse_at})
 
 
-def ask_next(turn: Turn) -> datetime | None:
-    """Make the steps that are due on a request that waits; return when the clock must look for the next thing."""
+def gone(row: Request, policy: Policy, directory: Directory) -> frozenset[str]:
+    """Return who of those who could decide cannot act any more; nobody where that is not known, or of no use."""
+    if row.asking is None or asking.next_step(row) is None:
+        return frozenset()
+    try:
+        roster = rules.gather(directory, policy, row.account, row.custodians)
+    except Unavailable:
+        return frozenset()  # the steps come in their time all the same
+    return frozenset(person for person in row.custodians if not roster.able(person))
+
+
+def ask_next(turn: Turn, gone: frozenset[str] = frozenset()) -> datetime | None:
+    """Make the steps that are due on a request that waits; return when the clock must look for the next thing.
+
+    ``gone``: of :func:`gone`. Nobody waits for them: when the rest of those asked could not suffice, the next step is
+    due at once.
+    """
     row = turn.row
     steps = asking.steps_of(row)
     made = row.asked_steps
@@ -78,13 +96,18 @@ def ask_next(turn: Turn) -> datetime | None:
         made = 1 + has_been(turn.session, row.id, Action.ESCALATE)
     for number in range(made, len(steps)):
         step = steps[number]
-        if step.at > turn.now:
+        if step.at > turn.now and not _is_short(row, gone):
             return step.at
         told: dict[str, Any] = {"lapse_at": row.lapse_at, "step": number + 1}
         if step.tier is not None:
             told |= {"tier": step.tier, "people": list(step.people)}
         turn.move(Action.ESCALATE, data=told, asked_steps=number + 1)
     return row.lapse_at
+
+
+def _is_short(row: Request, gone: frozenset[str]) -> bool:
+    left = [person for person in asking.asked(row) if person not in gone]
+    return bool(gone) and not asking.satisfied(left, row.quorum, asking.stored(row)).suffices
 
 
 def made(session: Session, request_id: str) -> list[tuple[datetime, list[str]]]:

@@ -536,12 +536,14 @@ def evaluate(
     overdue: Sequence[Overdue] = (),
     preview: bool = False,
     is_drill: bool = False,
+    with_leadership: bool = False,
 ) -> Verdict:
     """Judge a request: the same analysis fills the form (``preview``) and stands at the gate.
 
     None means "not filled in yet": a preview keeps it in ``blank``, the gate counts it as unmet. An empty string is
     filled in, and wrong. ``overdue``: the requester's own uses of the account whose reviews are late. ``is_drill``:
     custodians and the owner may ask as well, and it must be for a rehearsal level; else it must not be.
+    ``with_leadership``: leadership that is asked last counts as well, as it does once it is open.
     """
     blank: list[Unmet] = []
     unmet: list[Unmet] = []
@@ -584,7 +586,7 @@ def evaluate(
     if overdue and not is_drill and (chosen is None or chosen.block_overdue):
         say(None, OVERDUE, _overdue(overdue, entry))
     if entry is not None:
-        counting = tuple(person for person in custodians if person not in leaders)
+        counting = tuple(person for person in custodians if with_leadership or person not in leaders)
         unmet.extend(_shortages(policy, roster, entry, chosen, counting, requester=requester))
 
     # 3. The words and the time.

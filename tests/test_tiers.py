@@ -1,0 +1,124 @@
+"""Is a backup told when their time comes and not before, and does everybody read whose approval is missing?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from counter import CORA, SAM
+from test_asking import BOTH, TIERS, _policy
+from test_thread import CARL, CHEN, TEAM, manifest, world
+
+from bot import tiers
+from storage.audit import Actor
+from storage.models import State
+from workflows import policy as rules
+from workflows import replay, sweep
+
+__all__ = ["manifest", "world"]  # the workspace and the follower that the thread is tested with
+
+
+def _tiers(policy: rules.Policy, text: str, level: str = "") -> rules.Policy:
+    """A policy with the tiers and factors of a text, and all else of the one in use."""
+    there, here = _policy(text, level).accounts["orders-db"], policy.accounts["orders-db"]
+    levels = {
+        name: replace(one, factors=there.levels[name].factors, unanswered=there.levels[name].unanswered)
+        for name, one in here.levels.items()
+    }
+    account = replace(here, custodians=there.custodians, tiers=there.tiers, hours=there.hours, levels=levels)
+    return replace(policy, accounts={**policy.accounts, "orders-db": account})
+
+
+def test_nobody_answers_so_the_backup_is_asked_and_both_factors_are_filled(counter):
+    """The custodian is silent, the backup is asked at five minutes, an owner and security approve, and it is granted.
+
+    A second owner brings nothing: one of security was missing. The log tells all of it and verifies.
+    """
+    text = TIERS.replace("people: [U0CORA]", "people: ['@security']")
+    factors = "factors: {owners: {from: [U0CARL, U0CHEN, U0CORA]}, security: {from: ['@security']}}"
+    counter.policy = replace(
+        _tiers(counter.policy, text.replace("[U0CHEN]", "[U0CHEN, U0CORA]"), factors), reviewers=("U0ADA",)
+    )
+    counter.record_policy(counter.policy, now=counter.now)
+    row = counter.ask(level="write", minutes=10)
+    first = [step["tier"] for step in row.asking["steps"] if step["at"].startswith(counter.now.isoformat()[:19])]
+    assert first == ["custodians", "backup", "owners"]  # two are needed: one tier could not fill both
+    counter.withdraw(Actor(TEAM, row.requester), row.id, row.version, now=counter.now)
+    # Now each tier can fill it alone.
+    counter.policy = _tiers(
+        counter.policy,
+        text.replace("custodians: [U0CARL]", "custodians: [U0CARL, U0LENA]").replace("[U0CHEN]", "[U0CHEN, U0CORA]"),
+        "factors: {owners: {from: [U0CARL, U0CHEN, U0CORA]}, security: {from: [U0LENA, '@security']}}",
+    )
+    counter.record_policy(counter.policy, now=counter.now)
+    row = counter.ask(level="write", minutes=10)
+    for minutes in (4.9, 0.2, 5):
+        counter.pass_time(minutes=minutes)
+        sweep.tick(counter, now=counter.now)
+        sweep.tick(counter, now=counter.now)
+    calls = [record.data for record in counter.log_of(row) if record.event == "request:escalate"]
+    assert [(one["tier"], one["people"]) for one in calls] == [("backup", ["U0CHEN", "U0CORA"]), ("owners", ["U0SAM"])]
+    row = counter.approve(CORA, row.id, counter.fresh(row).request.version, now=counter.now)
+    row = counter.approve(Actor(TEAM, CHEN), row.id, row.version, now=counter.now)
+    assert row.state == State.PENDING
+    row = counter.approve(SAM, row.id, row.version, now=counter.now)
+    assert row.state == State.APPROVED
+    said = [record.data for record in counter.log_of(row) if record.event == "request:approve"]
+    assert [(one["have"], one["need"], one.get("missing")) for one in said] == [
+        (1, 2, {"security": 1}),
+        (1, 2, {"security": 1}),
+        (2, 2, None),
+    ]
+    assert counter.show(row)
+    with counter.database.read() as session:
+        assert replay.check_database(session, now=counter.now).findings == []
+
+
+def test_a_backup_gets_a_message_when_their_tier_is_asked(world):
+    """Nobody of a later tier is written to before; then once, also with a second follower; the line calls them."""
+    world.desk.policy = _tiers(world.desk.policy, TIERS)
+    row = world.open("read")
+    world.settle()
+    assert world.letters(row.id, CARL) == [f"ask:{CARL}"]
+    assert world.letters(row.id, CHEN) == []
+    world.pass_(minutes=5)
+    world.desk.clock(row.id, now=world.now())
+    world.settle()
+    world.settle(name="thread")
+    assert world.letters(row.id, CHEN) == [f"ask:{CHEN}"]
+    assert world.letters(row.id, "U0CORA") == []
+    thread = world.thread(row.id)
+    assert any("*backup* is asked as well" in post["text"] and f"<@{CHEN}>" in post["text"] for post in thread)
+    world.deny(world.row(row.id), CARL)
+    world.settle()
+    assert world.letters(row.id, "U0CORA") == []  # who was never asked is not told that it is settled
+    assert f"settled:{CHEN}" in world.letters(row.id, CHEN)
+
+
+def test_what_is_missing_is_read_by_everybody(world):
+    """The card and the thread name the factor that is still missing, and who fills the rest."""
+    policy = _tiers(world.desk.policy, "    custodians: [U0CARL, U0CHEN, U0CORA]\n", BOTH)
+    world.desk.policy = replace(policy, reviewers=("U0ADA",))
+    row = world.open("write")
+    world.approve(row, "U0CORA")
+    world.settle()
+    card = str(world.card(row.id))
+    for words in ("1 of 2", "one of owners and one of security", "owners: <@U0CORA>", "security is missing"):
+        assert words in card
+    assert "owners (<@U0CORA>), security is missing" in world.thread(row.id)[-1]["text"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"factors": []},
+        {"factors": {"<!channel>": ["<!here>"]}, "missing": {"<!channel>": 1}},
+        {"asking": {"factors": [{"name": "<!channel>", "need": "x"}]}, "tier": "<!channel>"},
+        {"asking": {"factors": "x"}},
+        {"asking": []},
+    ],
+)
+def test_attack_a_forged_entry_calls_nobody(data):
+    """Whatever stands in an entry is escaped, and what has the wrong form says nothing."""
+    said = tiers.fills(data) + tiers.needs(data) + tiers.asked_line(data)
+    assert "<!" not in said
