@@ -102,7 +102,7 @@ def test_what_is_missing_is_read_by_everybody(world):
     row = world.open("write")
     world.approve(row, "U0CORA")
     world.settle()
-    card = str(world.card(row.id))
+    card = str(world.cards(row.id)[0])
     for words in ("1 of 2", "one of owners and one of security", "owners: <@U0CORA>", "security is missing"):
         assert words in card
     assert "owners (<@U0CORA>), security is missing" in world.thread(row.id)[-1]["text"]
