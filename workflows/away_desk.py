@@ -143,7 +143,9 @@ class AwayDesk(Door):
         return roster
 
     def _held(self, roster: Roster, person: str) -> tuple[Account, ...]:
-        return tuple(one for one in self._policy().accounts.values() if person in roster.resolve(asking.custodians(one)))
+        return tuple(
+            one for one in self._policy().accounts.values() if person in roster.resolve(asking.custodians(one))
+        )
 
     def _may_stand_in(self, roster: Roster, person: str, deputy: str) -> None:
         if deputy == person:

@@ -239,7 +239,9 @@ class Desk(Reviewing, Issuer):
             account, level = _granted(verdict)
             people = [*verdict.custodians, *verdict.deputies]
             key = _public_key(level, ask.public_key)
-            plan = asking.plan(self.policy, account, level, roster, verdict.custodians, opened_at=now, stood_in=verdict.deputies)
+            plan = asking.plan(
+                self.policy, account, level, roster, verdict.custodians, opened_at=now, stood_in=verdict.deputies
+            )
             with self._write() as session:
                 if ask.form_id is not None:
                     known = session.exec(select(Request).where(Request.form_id == ask.form_id)).first()
@@ -707,7 +709,9 @@ class Desk(Reviewing, Issuer):
             return ()
         level = account.levels.get(row.level)
         stood_in = row.deputies or {}
-        return rules.voters(self.policy, roster, account, row.requester, asked=row.custodians, stood_in=stood_in, level=level)
+        return rules.voters(
+            self.policy, roster, account, row.requester, asked=row.custodians, stood_in=stood_in, level=level
+        )
 
     def _still_allowed(self, roster: Roster, row: Request) -> Level:
         """Judge the request again by the policy and the people as they are now."""
