@@ -277,7 +277,8 @@ def _explain_deputy(
 ) -> str | None:
     """Judge whoever is, or was, asked in somebody's place. ``stood_in``: in whose; None: they were not asked.
 
-    ``now``: in whose they are now. ``is_end``: it is about taking access away, which who stood in may also when the custodian is back.
+    ``now``: in whose they are now. ``is_end``: it is about taking access away, which who stood in may also when the
+    custodian is back.
     """
     places = [one for one in stood_in or () if one in custodians]
     if set(now) & set(places) or (is_end and (now or (places and person in roster.resolve(account.deputies)))):
