@@ -22,8 +22,8 @@ from storage.database import Database, DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, build_copies, lags
 from storage.holder import is_held
 from storage.models import Feed
+from workflows import absence, readiness
 from workflows import policy as rules
-from workflows import readiness
 from workflows.capture_watch import silent_since
 from workflows.engines import ENGINES
 from workflows.errors import BreakGlassError, Unavailable
@@ -122,6 +122,9 @@ def gather(settings: Settings, policy: Policy, *, now: datetime, who: Actor, dat
             database = Database(settings.database_url)
             database.setup()
         silent = _database(database, policy, general, now)
+        if roster is not None:
+            with database.read() as session:
+                roster = roster.with_absences(absence.in_force(session, now=now))
     except (DatabaseDown, ValueError) as error:
         general.append(Finding(Severity.UNKNOWN, Code.DATABASE, f"{error} Look at BREAKGLASS_DATABASE_URL."))
         return Facts(now, roster, None, None, None, tuple(general))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import workflows.policy as policy_module
+from workflows.absence import Absent
 from workflows.errors import Unavailable
 from workflows.policy import Person, PolicyInvalid, Roster, parse
 from workflows.readiness import MOST_RESPONDERS, Code, Facts, Finding, Probe, Severity, judge, look_up
@@ -46,6 +47,7 @@ class World:
         self.text = TEXT
         self.people = {who: person(who) for who in (*CUSTODIANS, "U0RITA", "U0SAM", "U0LENA", "U0ADA")}
         self.groups = {"@on-call": ("U0RITA", "U0CARL"), "@leadership": ("U0LENA",), "@security": ("U0SAM",)}
+        self.absences: dict[str, Absent] = {}
         self.levels = {READ: Probe(None, None), WRITE: Probe(None, None)}
         self.silent: dict[str, datetime | None] = {"orders-pg": None}
         self.copies: dict[str, str | None] = {"archive": None, "spare": None}
@@ -65,9 +67,13 @@ class World:
         for user_id in people:
             self.person(user_id, is_away=True)
 
+    def gone(self, **deputies: str | None) -> None:
+        """Let them tell the bot that they are away, and who stands in."""
+        self.absences |= {who: Absent(NOW, NOW + timedelta(days=1), deputy) for who, deputy in deputies.items()}
+
     def facts(self) -> Facts:
         """Return what would be learnt."""
-        roster = Roster(self.people, self.groups)
+        roster = Roster(self.people, self.groups, self.absences)
         return Facts(NOW, roster, self.levels, self.silent, self.copies, self.general)
 
 
@@ -186,6 +192,29 @@ DEFECTS: dict[str, tuple[Callable[[World], object], set[tuple[Severity, Code, st
         lambda w: w.away("U0CHEN", "U0CORA", "U0DORA", "U0EVAN"),
         {(RED, Code.AWAY, "read"), (RED, Code.AWAY, "write"), (WARN, Code.NO_SPARE, "read")},
         "and of 4 only 0 are not away",
+    ),
+    "custodians who told the bot that they are away": (
+        lambda w: w.gone(U0CHEN=None, U0CORA=None, U0DORA=None, U0EVAN=None),
+        {(RED, Code.AWAY, "read"), (RED, Code.AWAY, "write"), (WARN, Code.NO_SPARE, "read")},
+        "and of 4 only 0 are not away",
+    ),
+    "a deputy who is away, too": (
+        planted(
+            lambda w: w.change("owner: U0CORA", "deputies: [U0OLGA]\n    owner: U0CORA"),
+            lambda w: w.people.update(U0OLGA=person("U0OLGA", is_away=True)),
+            lambda w: w.gone(U0CHEN="U0OLGA", U0CORA="U0OLGA", U0DORA="U0OLGA", U0EVAN="U0OLGA"),
+        ),
+        {(RED, Code.AWAY, "read"), (RED, Code.AWAY, "write"), (WARN, Code.NO_SPARE, "read")},
+        "have them name deputies",
+    ),
+    "one deputy for all of them": (
+        planted(
+            lambda w: w.change("owner: U0CORA", "deputies: [U0OLGA]\n    owner: U0CORA"),
+            lambda w: w.people.update(U0OLGA=person("U0OLGA")),
+            lambda w: w.gone(U0CHEN="U0OLGA", U0CORA="U0OLGA", U0DORA="U0OLGA", U0EVAN="U0OLGA"),
+        ),
+        {(WARN, Code.NO_SPARE, "read"), (RED, Code.AWAY, "write"), (WARN, Code.NO_SPARE, "write")},
+        "of 4 only 1 are not away (Cora (U0CORA), Dora (U0DORA), Evan (U0EVAN) are)",
     ),
     "no reviewer": (
         lambda w: w.person("U0SAM", is_deleted=True),

@@ -55,11 +55,11 @@ class Absent:
     deputy: str | None
 
 
-def in_force(session: Session, team: str, *, now: datetime) -> dict[str, Absent]:
-    """Return who of a workspace is away at ``now``, by user id."""
-    query = select(Absence).where(
-        Absence.team == team, col(Absence.ended_at).is_(None), col(Absence.since) <= now, col(Absence.until) > now
-    )
+def in_force(session: Session, team: str | None = None, *, now: datetime) -> dict[str, Absent]:
+    """Return who of a workspace (None: of the only one that there is) is away at ``now``, by user id."""
+    query = select(Absence).where(col(Absence.ended_at).is_(None), col(Absence.since) <= now, col(Absence.until) > now)
+    if team is not None:
+        query = query.where(Absence.team == team)
     return {row.person: Absent(row.since, row.until, row.deputy) for row in session.exec(query)}
 
 

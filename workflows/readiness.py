@@ -168,6 +168,7 @@ def _people(account: Account, roster: Roster) -> Iterator[Finding]:
     parts = {"owner": (account.owner,), "custodians": account.custodians, "responders": account.responders}
     parts |= {f"the tier {tier.name}": tier.people for tier in account.tiers}
     parts |= {f"the factor {one.name}": one.people for level in account.levels.values() for one in level.factors}
+    parts["deputies"] = account.deputies
     for part, names in parts.items():
         for name in names:
             if not USER.fullmatch(name) and not roster.groups.get(name):
@@ -177,6 +178,7 @@ def _people(account: Account, roster: Roster) -> Iterator[Finding]:
     # Of responders only those by name: a group of them may have guests in it, who just cannot ask.
     named = tuple(name for name in account.responders if USER.fullmatch(name))
     judged = {"owner": (account.owner,), "custodian": roster.resolve(asking.custodians(account)), "responder": named}
+    judged["deputy"] = roster.resolve(account.deputies)
     told: dict[str, tuple[str, list[str]]] = {}
     for role, people in judged.items():
         for user_id in people:
@@ -200,7 +202,7 @@ class _Short:
 
 def _quorums(policy: Policy, account: Account, roster: Roster) -> Iterator[Finding]:
     able = [who for who in roster.resolve(account.responders) if roster.able(who)]
-    here = [who for who in able if not roster.people[who].is_away]
+    here = [who for who in able if not roster.is_away(who)]
     if not here:
         whom = "all who may ask are away" if able else "nobody who may ask exists and is active"
         sentence = f"Nobody could ask: {whom}. Name more responders in the policy."
@@ -223,7 +225,7 @@ def _quorums(policy: Policy, account: Account, roster: Roster) -> Iterator[Findi
 _CURE: Final[Mapping[Code, str]] = MappingProxyType(
     {
         Code.TOO_FEW: "Name more custodians in the policy.",
-        Code.AWAY: "Name more custodians, or have somebody stand in until they are back.",
+        Code.AWAY: "Name more custodians, or have them name deputies (/breakglass away).",
         Code.NO_SPARE: "Name one more custodian.",
         Code.NO_REVIEWER: "Name more reviewers in the policy.",
     }
@@ -232,8 +234,13 @@ _CURE: Final[Mapping[Code, str]] = MappingProxyType(
 
 def _shortages(roster: Roster, level: Level, seen: Verdict, left: Verdict) -> Iterator[_Short]:
     """Say what a responder lacks: ``seen`` is what the form would tell them, ``left`` if it knew who is away."""
-    quorum, have, there = level.quorum, len(seen.counting), len(left.counting)
-    away = [user_id for user_id in seen.counting if user_id not in left.counting]
+    # Who stands in for a custodian and is there fills what one of those could.
+    places = [
+        [one for one in of if one in seen.counting] for who, of in seen.deputies.items() if not roster.is_away(who)
+    ]
+    present = (*left.counting, *(of[0] for of in places if of))
+    quorum, have, there = level.quorum, len(seen.counting), len(present)
+    away = [user_id for user_id in seen.counting if user_id not in present]
     why = f" ({', '.join(_name(roster, one) for one in away[:_MOST_NAMES])} {'is' if len(away) == 1 else 'are'})"
     if have < quorum:
         sentence = f"it needs {quorum} custodians, and only {have} can act"
@@ -243,10 +250,10 @@ def _shortages(roster: Roster, level: Level, seen: Verdict, left: Verdict) -> It
     elif there < quorum:
         sentence = f"it needs {quorum} custodians, and of {have} only {there} are not away{why}"
         yield _Short(Severity.RED, Code.AWAY, sentence)
-    elif (gap := asking.gap(level, roster, left.counting)) is not None:
+    elif (gap := asking.gap(level, roster, present)) is not None:
         sentence = f"it needs {asking.say_factors(level.factors)}, and of those who are not away{why} {gap}"
         yield _Short(Severity.RED, Code.AWAY, sentence)
-    elif there == quorum or asking.hangs_on_one(level, roster, left.counting):
+    elif there == quorum or asking.hangs_on_one(level, roster, present):
         rest = f"of {have} only {there} are not away{why}" if away else f"there are {there}"
         whose = f", {asking.say_factors(level.factors)}" if level.factors else ""
         yield _Short(Severity.WARN, Code.NO_SPARE, f"it needs {quorum} custodians{whose}, and {rest}: none to spare")
@@ -255,7 +262,7 @@ def _shortages(roster: Roster, level: Level, seen: Verdict, left: Verdict) -> It
 
 
 def _without_the_away(roster: Roster) -> Roster:
-    people = {user_id: person for user_id, person in roster.people.items() if not person.is_away}
+    people = {user_id: person for user_id, person in roster.people.items() if not roster.is_away(user_id)}
     return Roster(MappingProxyType(people), roster.groups)
 
 
