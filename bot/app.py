@@ -36,6 +36,7 @@ from bot.directory import SlackDirectory
 from bot.ingest import Ingest
 from bot.metrics import Metrics
 from bot.metrics import read as read_metrics
+from bot.presence import Presence
 from bot.ready_command import gather
 from bot.thread import ThreadFollower
 from bot.weekly import WeeklyDigest
@@ -306,7 +307,7 @@ def build(
         required=required,
         public_address=settings.vault_public_address,
     )
-    courtesy = Courtesy()
+    courtesy, presence = Courtesy(), Presence(client)
     follower = ThreadFollower(
         database,
         client,
@@ -315,6 +316,7 @@ def build(
         directory=directory,
         now=now,
         courtesy=courtesy.wait,
+        active=presence.of,
     )
     database.woken.append(follower.wake)
     # Before anything is decided under it: an export shows the rules that were in force.
@@ -341,6 +343,7 @@ def build(
         now=now,
         export=lambda actor, request_id: _export(desk, client, actor, request_id, now()),
         first=courtesy.serving,
+        active=presence.of,
     )
     # 6. Lines of targets, and who looks on. Their ports are taken last: nothing that fails after would leave one open.
     ingest = None

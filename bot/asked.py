@@ -1,11 +1,13 @@
-"""What are those who were asked told besides the question: that it still waits, and that it is settled?
+"""What are those who were asked told besides the question, and what is whoever waits for them told about them?
 
 Rules
 -----
 * A nudge says how it stood when it was made, so that it stays true and is never drawn again. Only the newest is sent,
   and only to those who have not answered since.
 * Everybody who was asked is told once when it is settled, and by whom; but not whoever settled it.
-* Which of them there are is read from the log and the rows; nothing is kept here.
+* The requester sees who was asked, who of them is active in Slack or away, and what happens next and when. What Slack
+  says of it is as old as the message; ``/breakglass status`` asks anew.
+* Which messages there are is read from the log and the rows; nothing is kept here.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from bot import views
-from bot.blockkit import mention, people, section, utc, when
+from bot.blockkit import escape, mention, people, plural, section, utc, when
 from bot.cursors import GONE
 from storage.models import Answer, State
 from workflows import asking, nudging
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from sqlmodel import Session
 
     from bot.views import Message
-    from storage.models import Post
+    from storage.models import Post, Request
+    from workflows.absence import Absent
     from workflows.door import Case
     from workflows.policy import Policy
 
@@ -92,3 +95,46 @@ def settled(case: Case, policy: Policy, *, now: datetime) -> Message:
 
 def _denied_by(case: Case) -> str | None:
     return next((one.person for one in case.decisions if one.answer == Answer.DENY), None)
+
+
+def waiting_lines(
+    case: Case, *, now: datetime, away: Mapping[str, Absent], active: Mapping[str, bool | None]
+) -> list[str]:
+    """Return, as lines of ``mrkdwn``, who of those asked is there, and what happens next; nothing once it is settled.
+
+    ``away``: who says to be away. ``active``: what Slack says of whom; None: it does not.
+    """
+    if case.state is not State.PENDING:
+        return []
+    row, lines = case.request, []
+    silent = nudging.silent(row, case.decisions)
+    if known := [person for person in silent if active.get(person) is not None]:
+        there = [person for person in known if active[person]]
+        unknown = len(silent) - len(known)
+        rest = f" ({plural(unknown, 'other')} not known)" if unknown else ""
+        lines.append(f"*Active in Slack*: {people(there)} of {plural(len(known), 'custodian')}{rest}.")
+    elif active and silent:
+        lines.append("*Active in Slack*: not known; Slack does not say.")
+    for person in silent:
+        if (gone := away.get(person)) is not None:
+            standing = [one for one, places in (row.deputies or {}).items() if person in places]
+            deputy = f"; {people(standing)} stands in" if standing else ""
+            lines.append(f"*Away*: {mention(person)} until {when(gone.until)}{deputy}.")
+    if (words := next_words(row, now=now)) is not None:
+        lines.append(f"*Next*: {words}")
+    return lines
+
+
+def next_words(row: Request, *, now: datetime) -> str | None:
+    """Return what happens and when, if nobody does anything; None: nothing does."""
+    if row.lapse_at is None:
+        return None
+    steps = [
+        (step.at, f"{escape(step.tier, 40)} is asked" if step.tier else "all of them are called in the thread")
+        for step in asking.steps_of(row)[row.asked_steps or 1 :]
+        if step.at > now
+    ]
+    if (nudge_at := nudging.step_after(row, now)) is not None:
+        steps.append((nudge_at, "those who have not answered are asked again"))
+    told = [f"{what} {when(at, '{time}')}" for at, what in sorted(steps)]
+    return "; ".join([*told, f"it lapses {when(row.lapse_at, '{time}')} if too few answer."])

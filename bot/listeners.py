@@ -25,22 +25,23 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import away_command, commands, modals, pack_front, tiers, views
+from bot import asked, away_command, commands, modals, pack_front, tiers, views
 from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
 from bot.payloads import about_of, actor_of, click_of, values_of
 from bot.review_front import ReviewFront
 from storage.audit import Actor
+from workflows import absence, asking
 from workflows import policy as rules
 from workflows.away_desk import AwayDesk
 from workflows.desk import Ask
 from workflows.engines.naming import REQUEST
 from workflows.errors import BreakGlassError, Conflict, Invalid, Unavailable
-from workflows.lifecycle import Action
+from workflows.lifecycle import Action, allowed_roles
 from workflows.retention import RetentionDesk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import timedelta
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from workflows.control_group import Question
     from workflows.desk import Desk
+    from workflows.door import Case
     from workflows.policy import Account, Level, Verdict
 
     Export = Callable[[Actor, str], None]
@@ -66,6 +68,7 @@ def register(
     export: Export | None = None,
     pause: Callable[[float], None] = time.sleep,
     first: Callable[[], AbstractContextManager[None]] = nullcontext,
+    active: Callable[[Iterable[str]], Mapping[str, bool | None]] | None = None,
 ) -> None:
     """Let the app listen to everything that people do, and answer every error.
 
@@ -74,7 +77,7 @@ def register(
     """
     retention = RetentionDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
     away = AwayDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
-    front = _Front(desk, retention, away, ReviewFront(desk, now), now, export, pause, first)
+    front = _Front(desk, retention, away, ReviewFront(desk, now), now, export, pause, first, active)
     app.command(views.COMMAND)(front.command)
     for action_id, clicked in (
         (views.ASK, front.ask),
@@ -177,6 +180,7 @@ class _Front:
     export: Export | None
     pause: Callable[[float], None]
     first: Callable[[], AbstractContextManager[None]]
+    active: Callable[[Iterable[str]], Mapping[str, bool | None]] | None
 
     # The command.
 
@@ -191,7 +195,8 @@ class _Front:
             case "help":
                 _reply(ack, modals.help_text())
             case "status":
-                _reply(ack, self._status(actor_of(body), words[1:]))
+                ack()
+                respond(self._status(actor_of(body), words[1:]), response_type="ephemeral")
             case "review":
                 request_id = _request_id("review", words[1:])
                 ack()
@@ -225,9 +230,19 @@ class _Front:
     def _status(self, actor: Actor, words: Sequence[str]) -> str:
         if words:
             case = self.desk.case(_request_id("status", words))
-            return modals.status_text([case], self.desk.policy, case.follow_ups)
-        mine = self.desk.open_follow_ups(actor.person)
-        return modals.status_text(self.desk.open_cases(actor.person), self.desk.policy, mine)
+            return modals.status_text([case], self.desk.policy, case.follow_ups, self._waiting([case], actor))
+        cases, mine = self.desk.open_cases(actor.person), self.desk.open_follow_ups(actor.person)
+        return modals.status_text(cases, self.desk.policy, mine, self._waiting(cases, actor))
+
+    def _waiting(self, cases: Sequence[Case], actor: Actor) -> dict[str, list[str]]:
+        """Return what the actor is told about those who were asked, by their own request."""
+        mine = [case for case in cases if case.request.requester == actor.person]
+        with self.desk.database.read() as session:
+            away = absence.in_force(session, self.desk.team, now=self.now())
+        open_ones = [case for case in mine if allowed_roles(case.state, Action.APPROVE)]
+        listed = dict.fromkeys(person for case in open_ones for person in asking.asked(case.request))
+        active = self.active(listed) if self.active and listed else {}
+        return {case.request.id: asked.waiting_lines(case, now=self.now(), away=away, active=active) for case in mine}
 
     def _send_log(self, actor: Actor, request_id: str) -> str:
         self.desk.may_export(actor, request_id, now=self.now())

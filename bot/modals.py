@@ -604,9 +604,15 @@ def help_text() -> str:
     )
 
 
-def status_text(cases: Iterable[Case], policy: Policy, follow_ups: Sequence[FollowUp] = ()) -> str:
-    """Return the answer to ``/breakglass status``."""
-    told = [*(_entry(case, policy) for case in cases), *review_words.listed(follow_ups)]
+def status_text(
+    cases: Iterable[Case],
+    policy: Policy,
+    follow_ups: Sequence[FollowUp] = (),
+    waiting: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> str:
+    """Return the answer to ``/breakglass status``. ``waiting``: by request, lines about those who were asked."""
+    entries_of = ("\n".join((_entry(case, policy), *waiting.get(case.request.id, ()))) for case in cases)
+    told = [*entries_of, *review_words.listed(follow_ups)]
     if not told:
         return f"Nothing is open that concerns you. `{views.COMMAND}` asks for access."
     texts = joined(told)

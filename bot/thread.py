@@ -74,7 +74,7 @@ from storage.followers.runner import BEHIND
 from storage.heads import ALARM, ROTATE
 from storage.holder import new_holder
 from storage.models import Post, Request
-from workflows import asking
+from workflows import absence, asking
 from workflows.errors import Unavailable
 from workflows.lifecycle import Action, allowed_roles
 from workflows.reconcile import ALARM as ACCESS_ALARM
@@ -154,7 +154,7 @@ class ThreadFollower:
     has vanished; ``doubt`` is for how long a call that was cut may still be under way in Slack. ``pace=False`` leaves
     the pace to Slack's 429. ``first_wait``: seconds after a first failure. ``courtesy`` is called before each call of
     Slack and may wait a moment for what is more urgent. For so long commands ``gather`` before they are posted, and so
-    long is ``between`` two summaries of many.
+    long is ``between`` two summaries of many. ``active`` says who is active in Slack (``presence.py``); None: nobody.
     """
 
     def __init__(
@@ -176,6 +176,7 @@ class ThreadFollower:
         courtesy: Callable[[], object] = lambda: None,
         gather: timedelta = timedelta(seconds=1.5),
         between: timedelta = timedelta(seconds=4),
+        active: Callable[[Iterable[str]], Mapping[str, bool | None]] | None = None,
     ) -> None:
         self._database = database
         self._client = quiet_client(client, _CALL_SECONDS)
@@ -196,6 +197,7 @@ class ThreadFollower:
             database, name, holder or new_holder(), hold=max(hold, self._least_hold + _MARGIN), now=now
         )
         self._user_id: str | None = None
+        self._active = active
         self._gather = gather
         self._between = between
         # By :func:`time.monotonic`, and only a courtesy: who rests is found by the tick all the same.
@@ -393,8 +395,18 @@ class ThreadFollower:
         letters.sort(key=lambda letter: letter.key in posts and posts[letter.key].ts is not None)
         for letter in letters:
             is_all &= self._show(claim, posts.get(letter.key), letter)
+        # Last: Slack is asked who is there, and nobody who must decide waits for that.
+        own = self._letter(case, "own", case.request.requester, more={"waiting": self._waiting(case)})
+        is_all &= self._show(claim, posts.get("own"), own)
         if is_all:
             claim.cursor = claim.seen
+
+    def _waiting(self, case: Case) -> list[str]:
+        with self._database.read() as session:
+            away = absence.in_force(session, case.request.team, now=self._now())
+        is_open = bool(allowed_roles(case.state, Action.APPROVE))
+        active = self._active(asking.asked(case.request)) if self._active and is_open else {}
+        return asked.waiting_lines(case, now=self._now(), away=away, active=active)
 
     def _letters(self, case: Case) -> list[_Letter]:
         """Return the direct messages about a request, the most urgent first."""
@@ -407,7 +419,6 @@ class ThreadFollower:
         if Action.WARN in events:
             wanted["warning"] = row.requester
         wanted |= {f"ask:{person}": person for person in asking.asked(row)}
-        wanted["own"] = row.requester
         # "Two minutes left" is not said when it no longer is so.
         still = bool(allowed_roles(case.state, Action.WARN))
         return [self._letter(case, key, target, is_wanted=still or key != "warning") for key, target in wanted.items()]
@@ -425,7 +436,7 @@ class ThreadFollower:
         return [self._letter(case, key, target, is_wanted=key in wanted) for key, target in {**wanted, **old}.items()]
 
     def _letter(
-        self, case: Case, key: str, target: str, *, is_wanted: bool = True, more: Mapping[str, str] | None = None
+        self, case: Case, key: str, target: str, *, is_wanted: bool = True, more: Mapping[str, Any] | None = None
     ) -> _Letter:
         draw = _PICTURES[key.partition(":")[0]]
         message = draw(case, self._policy(), now=self._now(), **(more or {}))

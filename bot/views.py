@@ -530,8 +530,11 @@ def ask(case: Case, policy: Policy, *, now: datetime) -> Message:
     return Message(f"{row.id} is settled. {text}", [*blocks, context(settled)])
 
 
-def own(case: Case, policy: Policy, *, now: datetime) -> Message:
-    """Return the requester's direct message at the opening: who is asked and what happens next."""
+def own(case: Case, policy: Policy, *, now: datetime, waiting: Sequence[str] = ()) -> Message:
+    """Return the requester's direct message at the opening: who is asked and what happens next.
+
+    ``waiting``: lines about those who were asked (``asked.waiting_lines``).
+    """
     del now
     row = case.request
     _, text = _head(case, policy)
@@ -542,6 +545,7 @@ def own(case: Case, policy: Policy, *, now: datetime) -> Message:
         lines += tiers.lines(row, standing(case, policy))
         if case.request.drill is None:
             lines.append("When they have, you get a message here with a button that opens the credential.")
+    lines += waiting
     if row.granted_seconds is None:
         lines += [part for part in (_ending(case), clock_words(case, policy)) if part]
     else:  # the handover says the rest, and nobody should read it twice

@@ -24,6 +24,7 @@ from slack_bolt import App
 from bot import commands, listeners, modals, views
 from bot.demo.run import SEED
 from bot.directory import SlackDirectory
+from bot.presence import Presence
 from bot.sandbox.driver import Driver, wait_for
 from bot.sandbox.server import Sandbox
 from bot.sandbox.workspace import BOT_USER
@@ -136,6 +137,7 @@ def office(real, sqlite_template, tmp_path):
                 export=lambda actor, request_id: office.exported.append((actor, request_id)),
                 pause=office.pauses.append,
                 first=office.first,
+                active=Presence(client).of,
             )
             with bolted(sandbox, app):
                 yield office
@@ -263,11 +265,17 @@ def test_help_status_and_unknown_words_are_answered(office):
     """No word after the command goes unanswered, and a slip of the finger finds its account."""
     rita = office.as_(RITA)
     assert "/breakglass status" in rita.command("/breakglass help", ROOM)["response"]
-    assert "Nothing is open" in rita.command("/breakglass status", ROOM)["response"]
+    rita.command("/breakglass status", ROOM)
+    office.told(RITA, "Nothing is open")
     row = office.desk.ask()
-    assert row.id in rita.command("/breakglass status", ROOM)["response"]
-    assert "Waiting for approval" in rita.command(f"/breakglass status {row.id.lower()}", ROOM)["response"]
-    assert "There is no request" in rita.command("/breakglass status BG-ZZZZ", ROOM)["response"]
+    rita.command("/breakglass status", ROOM)
+    said = office.told(RITA, row.id)
+    assert "those who have not answered are asked again" in said
+    assert "of 3 custodians" in said
+    rita.command(f"/breakglass status {row.id.lower()}", ROOM)
+    office.told(RITA, "Waiting for approval")
+    rita.command("/breakglass status BG-ZZZZ", ROOM)
+    office.told(RITA, "There is no request")
     assert "Name the request" in rita.command("/breakglass review <!channel>", ROOM)["response"]
     rita.command("/breakglass ordrs-db", ROOM)
     assert "`/breakglass orders-db`" in office.told(RITA, "Did you mean")

@@ -33,6 +33,7 @@ class Person:
     status_text: str = ""
     status_emoji: str = ""
     status_expiration: int = 0  # seconds since 1970; 0: until it is changed
+    is_active: bool = False  # on a telephone, say; who has a page open is, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,6 +288,11 @@ class WebApi:
         """users.info."""
         return {"user": self._workspace.user_json(self._workspace.person(str(args.get("user", ""))))}
 
+    def users_get_presence(self, args: Json) -> Json:
+        """users.getPresence: of somebody else Slack says only this one word."""
+        person = self._workspace.person(str(args.get("user") or BOT_USER))
+        return {"presence": "active" if self._workspace.is_active(person.id) else "away"}
+
     def users_list(self, args: Json) -> Json:
         """users.list."""
         people = [self._workspace.user_json(person) for person in self._workspace.people.values()]
@@ -625,6 +630,7 @@ METHODS: Final[dict[str, _Method]] = {
     "team.info": _Method(WebApi.team_info, 3, ("team:read",)),
     "usergroups.list": _Method(WebApi.usergroups_list, 2, ("usergroups:read",)),
     "usergroups.users.list": _Method(WebApi.usergroups_users_list, 2, ("usergroups:read",)),
+    "users.getPresence": _Method(WebApi.users_get_presence, 3, ("users:read",)),
     "users.info": _Method(WebApi.users_info, 4, ("users:read",)),
     "users.list": _Method(WebApi.users_list, 2, ("users:read",)),
     "views.open": _Method(WebApi.views_open, 4),

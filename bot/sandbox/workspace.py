@@ -167,6 +167,11 @@ class Workspace:
         except KeyError:
             raise SlackError("user_not_found") from None
 
+    def is_active(self, user: str) -> bool:
+        """Whether Slack shows a green dot at a person; the app always has one."""
+        person = self.person(user)
+        return not person.deleted and (person.is_active or user == BOT_USER or user in self._screens.watching())
+
     def add_person(self, person: Person) -> None:
         """Let somebody join the workspace."""
         self.people[person.id] = person if person.team_id else replace(person, team_id=self.team_id)
