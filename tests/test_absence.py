@@ -10,7 +10,8 @@ from counter import ADA, CARL, CHEN, CORA, GUS, OLGA, RITA, SAM, TEAM
 
 from storage.audit import Actor
 from storage.models import State
-from workflows import absence, sweep
+from storage.standalone import Kind
+from workflows import absence, replay, sweep
 from workflows import policy as rules
 from workflows.absence import Absent, doubled, read_until, say_time, standing_in
 from workflows.away_desk import AwayDesk
@@ -297,3 +298,29 @@ def _relist(counter, names):
     counter.policy = rules.parse(
         counter.policy.text.replace("deputies: [U0OLGA, U0ADA]", f"deputies: {names}"), name="later"
     )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE absence SET deputy = 'U0ADA'",
+        "UPDATE absence SET person = 'U0CHEN'",
+        "UPDATE absence SET ended_at = NULL WHERE person = 'U0CORA'",
+    ],
+)
+def test_attack_an_absence_that_nobody_said_is_found_by_the_verifier(counter, away, statement):
+    """A row changed, or opened again, by hand would make somebody a deputy: the log does not tell it."""
+    away.away(CORA, _until(counter), "U0ADA", now=counter.now)
+    away.back(CORA, now=counter.now)
+    away.away(CARL, _until(counter), None, now=counter.now)
+    counter.pass_time(seconds=1)
+    away.away(CARL, _until(counter), "U0OLGA", now=counter.now)
+
+    def found():
+        with counter.database.read() as session:
+            return [one.kind for one in replay.check_database(session, now=counter.now).findings]
+
+    assert found() == []
+    with counter.database.write() as session:
+        session.run(statement)
+    assert Kind.STATE_WITHOUT_ENTRY in found()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlmodel import col, select
 
+from storage.audit import write_time
 from storage.models import Absence
 from workflows.errors import Conflict, Invalid
 from workflows.policy_file import parse_duration
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sqlmodel import Session
+
+    from storage.audit import Record
 
 AWAY: Final = "person:away"
 BACK: Final = "person:back"
@@ -61,6 +64,31 @@ def in_force(session: Session, team: str | None = None, *, now: datetime) -> dic
     if team is not None:
         query = query.where(Absence.team == team)
     return {row.person: Absent(row.since, row.until, row.deputy) for row in session.exec(query)}
+
+
+def unexplained(rows: Iterable[Absence], records: Iterable[Record]) -> list[Absence]:
+    """Return the absences that are open in the table and that the log does not tell like that.
+
+    Attack: a row put there, changed or opened again by hand would make somebody a deputy. ``records``: every entry of
+    :data:`AWAY` and :data:`BACK`, in order; where one was pruned its words are not held against a row of its time.
+    """
+    newest: dict[tuple[str, str], Record] = {}
+    pruned: set[datetime] = set()
+    for record in records:
+        if record.is_pruned:
+            pruned.add(record.at)
+        elif record.refused is None:
+            newest[record.actor.team, record.actor.person] = record
+    found = []
+    for row in rows:
+        said = newest.get((row.team, row.person))
+        told = (
+            None if said is None or said.event != AWAY else (said.at, said.data.get("until"), said.data.get("deputy"))
+        )
+        is_told = told == (row.since, write_time(row.until), row.deputy)
+        if row.ended_at is None and not is_told and not (said is None and row.since in pruned):
+            found.append(row)
+    return found
 
 
 # --- standing in ------------------------------------------------------------------------------------------------------

@@ -21,12 +21,25 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel, col, select
 
 from storage import standalone
+from storage.audit import Damaged, read_entries
 from storage.checkpoint import parse_signatures
 from storage.database import DatabaseDown, OtherVersion
-from storage.models import FINAL, Anchor, Decision, FollowUp, Grant, Request, Review, SecondReview, SignedHead, State
+from storage.models import (
+    FINAL,
+    Absence,
+    Anchor,
+    Decision,
+    FollowUp,
+    Grant,
+    Request,
+    Review,
+    SecondReview,
+    SignedHead,
+    State,
+)
 from storage.standalone import LIMIT, Findings, Kind, Replay, Report, read_time
 from storage.verify import Walk, check_heads, head_times, trusted
-from workflows import ssh_keys
+from workflows import absence, ssh_keys
 from workflows.asking import steps_of
 from workflows.lifecycle import Action
 
@@ -142,6 +155,7 @@ class _Tables:
         for name in {*decisions, *grants, *reviews, *seconds} - self._cases.keys():
             self._find(Kind.STATE_WITHOUT_ENTRY, name, "A table has records of it, and no entry tells of it.")
         self._follow_ups()
+        self._absences()
         self._payloads()
         self._tail(rows.values())
         self._anchors(keys)
@@ -395,6 +409,16 @@ class _Tables:
                     f"Follow-up: the table has {name}, and no entry tells of it.",
                     row.request_id,
                 )
+
+    def _absences(self) -> None:
+        """Hold who is away, and who stands in, to what they said."""
+        try:
+            records = read_entries(self._session, events=(absence.AWAY, absence.BACK))
+        except Damaged:
+            return  # named already
+        for row in absence.unexplained(self._load(Absence, "absence"), records):
+            sentence = f"Absence: the table says that {_quote(row.person)} is away, and the log does not tell it so."
+            self._findings.add(Kind.STATE_WITHOUT_ENTRY, None, sentence)
 
     def _payloads(self) -> None:
         """Check that what stands beside the log is what its hash in the log says."""
