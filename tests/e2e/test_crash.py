@@ -266,7 +266,8 @@ class World:
             if not self.is_settled(request_id):
                 return None
             case = self.case(request_id)
-            return None if case.state is State.ENDING else case
+            owes = case.state is State.ENDED and case.request.review_owner is None  # the next tick gives it an owner
+            return None if case.state is State.ENDING or owes else case
 
         return wait_for(look, LONG, what=f"{request_id} to settle")
 
@@ -471,6 +472,7 @@ class World:
         # 2. Each direct message once, to whom it belongs, a true picture of the row.
         wanted = {"own": "U0RITA", "handover": "U0RITA", "review:U0SAM": "U0SAM"}
         wanted |= {f"ask:{person}": person for person in case.request.custodians}
+        wanted |= {f"settled:{person}": person for person in case.request.custodians if person not in case.approvers}
         stored = {(CHANNEL, "card"): cards[0]}
         for person in sorted({*wanted.values()}):
             for message in self.own_posts(request_id, self.room(person)):
