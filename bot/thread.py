@@ -545,7 +545,7 @@ class ThreadFollower:
             if owed is not None:
                 if not self._post_file(claim, owed, card):
                     return
-                claim.seen = claim.cursor = owed.last_seq or claim.cursor
+                claim.seen = claim.cursor = claim.cursor if owed.last_seq is None else owed.last_seq
                 continue
             if batch is None:
                 return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import yaml
 from PIL import Image
 from test_batches import files
 from test_models import add, decision, grant, request, review
-from test_thread import SEED, _Clock, _World
+from test_thread import SEED, KilledError, _Clock, _World
 
 from bot import digest_picture, digest_view
 from bot.cli import main
@@ -24,7 +26,7 @@ from bot.sandbox.server import Sandbox
 from bot.weekly import CLAIM, WeeklyDigest, told_of
 from storage.audit import SYSTEM, append, read_entries
 from storage.database import Database
-from storage.models import Feed, Outcome, State
+from storage.models import Feed, FollowUp, Outcome, State
 from workflows.digest import POST, Chosen, Counts, Figures, gather, measure, of_data
 from workflows.digest_rules import DigestRules, Week, parse_week, week_before
 from workflows.policy import PolicyInvalid, parse
@@ -112,7 +114,22 @@ def lived(database: Database) -> None:
     case("BG-LAPS", MONDAY + 2 * DAY, State.LAPSED)
     case("BG-TEST", MONDAY + 2 * DAY, State.REVIEWED, 1, verdict=drill)
     case("BG-GOOD", MONDAY + 3 * DAY, State.ENDED, 1, drill="DR-7KQ2", level="rehearsal")
-    case("BG-LATE", WEEK.end, State.ENDED, 1, review_due_at=NOW + DAY)  # of the next week
+    add(
+        database,
+        *(
+            FollowUp(
+                id=f"BG-ONE1/{number}", what="An alert", owner="U0CARL", due=due, opened_at=MONDAY + 2 * DAY, **more
+            )
+            for number, (due, more) in enumerate(
+                (
+                    ("2026-11-22", {}),
+                    ("2026-11-23", {}),
+                    ("2026-11-20", {"closed_at": MONDAY + 3 * DAY, "closed_by": "U0CARL"}),
+                )
+            )
+        ),
+    )
+    case("BG-LATE", WEEK.end, State.ENDED, 1, review_due_at=NOW + DAY, review_owner="U0SAM")  # of the next week
 
 
 def figures(database: Database) -> Figures:
@@ -151,13 +168,14 @@ def test_the_figures_of_a_week_are_counted_from_rows_and_log(database):
     assert (found.open_reviews, found.overdue_reviews) == (2, 1)
     assert [(one.request, one.owner, one.is_overdue) for one in found.reviews] == [
         ("BG-OLD2", "U0CORA", True),
-        ("BG-LATE", "U0CORA", False),
+        ("BG-LATE", "U0SAM", False),
     ]
     assert found.thresholds == (
         Chosen("orders-db", "customer-impact", 5, 2, 1, 0),
         Chosen("orders-db", "no-runbook", 1, 1, 0, 1),
     )
     assert found.unused_accounts == ("payroll",)
+    assert (found.follow_ups, found.overdue_follow_ups) == (2, 1)
     assert found.unused_levels == ("orders-db/write",)
     assert (found.unused_since, found.is_young) == ("2026-05-27", False)
 
@@ -297,6 +315,7 @@ WORDS = (
     "*1 review overdue* of 2 open.",
     "• BG-OLD2, orders-db (<@U0CORA>): overdue, ended 20 days ago",
     "2 reviews filed: 1 not justified, 1 justified.",
+    "2 follow-ups open, *1 overdue*.",
     "*2 uses need not have been*, usually 0: BG-ONE1, BG-TWO2.",
     "• orders-db/customer-impact: chosen 5 times, judged not met 1 of 2 times. *This rule needs work.*",
     "the usual way would have done 1 of 1. *This rule needs work.*",
@@ -423,6 +442,26 @@ def test_the_thread_posts_the_digest_by_itself_with_its_picture_below(world, dat
     assert data == digest_picture.draw(told)
     world.settle()
     assert files(world.history()) == [name]
+
+
+def test_a_kill_around_the_picture_loses_and_doubles_nothing(world):
+    """Crash: before or after each call and commit; post and picture are found, and neither is there twice."""
+    for at in itertools.count():
+        data = of_data({"counts": {"week": f"2026-W{at + 10}"}}).data()
+        world.desk.record(POST, SYSTEM, data, now=world.now())
+        dying, fate = world.mortal(at)
+        with suppress(KilledError):
+            dying.drain(20)
+        world.after_the_claims()
+        world.settle()
+        assert len(files(world.history())) == at + 1
+        told = [
+            one["text"] for one in world.history() if one["text"].startswith(f"Emergency access, week 2026-W{at + 10}")
+        ]
+        assert len(told) == 1, at
+        if not fate.has_struck:
+            break
+    assert at > 8
 
 
 def test_the_console_prints_and_draws_the_same_figures(database, tmp_path, capsys, monkeypatch):

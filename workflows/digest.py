@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import func
 from sqlmodel import col, select
 
-from storage.models import Decision, Entry, Grant, Outcome, Request, Review, State
+from storage.models import Decision, Entry, FollowUp, Grant, Outcome, Request, Review, State
 from workflows.lifecycle import Action
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Facts:
     quorum_at: Mapping[str, datetime]
     last_used: Mapping[tuple[str, str], datetime]
     began_at: datetime | None  # when the log's first entry was written
+    follow_ups: Sequence[FollowUp] = ()  # open, or closed not long ago
 
 
 def gather(session: Session, week: Week) -> Facts:
@@ -90,6 +91,9 @@ def gather(session: Session, week: Week) -> Facts:
         {name: at for name, at in session.exec(reached) if name is not None},
         {(account, level): at for account, level, at in session.exec(used) if at is not None},
         session.exec(select(Entry.at).order_by(col(Entry.seq)).limit(1)).first(),
+        session.exec(
+            select(FollowUp).where(col(FollowUp.closed_at).is_(None) | (col(FollowUp.closed_at) >= first))
+        ).all(),
     )
 
 
@@ -122,7 +126,7 @@ class OpenReview:
 
     request: str = ""
     account: str = ""
-    owner: str = ""  # of the account; empty: the policy has it no more
+    owner: str = ""  # whose it is to file, else the account's; empty: the policy has that no more
     age: int = 0
     is_overdue: bool = False
 
@@ -205,6 +209,10 @@ def measure(facts: Facts, policy: Policy, week: Week, *, now: datetime) -> Figur
     ]
     waiting = sorted(_open(facts, drills, policy, now), key=lambda one: -one.age)
     earliest = week.end - UNUSED
+    follow_ups = [
+        one for one in facts.follow_ups if one.opened_at <= now and (one.closed_at is None or one.closed_at > now)
+    ]
+    today = now.astimezone(week.zone).date().isoformat()
     since = max(earliest, facts.began_at or week.end)
     accounts, levels = _unused(facts, policy, earliest)
     return Figures(
@@ -223,6 +231,8 @@ def measure(facts: Facts, policy: Policy, week: Week, *, now: datetime) -> Figur
         unused_levels=levels[:_MOST_NAMES],
         unused_since=since.astimezone(week.zone).date().isoformat(),
         is_young=since > earliest,
+        follow_ups=len(follow_ups),
+        overdue_follow_ups=sum(one.due < today for one in follow_ups),
     )
 
 
@@ -284,12 +294,17 @@ def _open(facts: Facts, drills: set[str], policy: Policy, now: datetime) -> Iter
         if row.id in drills or row.state not in {State.ENDED, State.REVIEWED}:
             continue
         at = ended.get(row.id, row.state_at)
-        if at > now or (review is not None and review.filed_at <= now):
+        # (A review that found misuse waits for a second one: its request has still only ended.)
+        if at > now or (row.state == State.REVIEWED and review is not None and review.filed_at <= now):
             continue
         account = policy.accounts.get(row.account)
         is_overdue = row.review_due_at is not None and row.review_due_at < now
         yield OpenReview(
-            row.id, row.account, account.owner if account else "", int((now - at).total_seconds()), is_overdue
+            row.id,
+            row.account,
+            row.review_owner or (account.owner if account else ""),
+            int((now - at).total_seconds()),
+            is_overdue,
         )
 
 
