@@ -120,7 +120,7 @@ def _reviews(figures: Figures, safe: Callable[[str], str], person: Callable[[str
             lines.append(
                 f"{bold}{plural(count, 'use')} need not have been{bold}{usually(figures, 'unnecessary')}: {listed}."
             )
-    if figures.follow_ups is not None:
+    if figures.follow_ups:
         late = f", {bold}{figures.overdue_follow_ups} overdue{bold}" if figures.overdue_follow_ups else ""
         lines.append(f"{plural(figures.follow_ups, 'follow-up')} open{late}.")
     return lines or ["Nothing waits for a review, and none was filed."]
