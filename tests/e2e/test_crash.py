@@ -263,11 +263,12 @@ class World:
         """Wait until the bot has done by itself all that it can, and return the case."""
 
         def look() -> Case | None:
-            if not self.is_settled(request_id):
-                return None
             case = self.case(request_id)
-            owes = case.state is State.ENDED and case.request.review_owner is None  # the next tick gives it an owner
-            return None if case.state is State.ENDING or owes else case
+            # The next tick gives the review its owner; what is told of that must be waited for, too: so the case first.
+            owes = case.state is State.ENDED and case.request.review_owner is None
+            if case.state is State.ENDING or owes or not self.is_settled(request_id):
+                return None
+            return self.case(request_id)
 
         return wait_for(look, LONG, what=f"{request_id} to settle")
 
