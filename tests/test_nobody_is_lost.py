@@ -269,7 +269,11 @@ def _judge_asking(night: Night, row: Request, records: list[Record], base: list[
         due = datetime.fromisoformat(planned)
         assert at <= due + night.down[1] * MINUTE
         assert at >= due or leavers
-    # 5. What lapsed unanswered has asked everybody who could have answered.
+    # 5. What lapsed unanswered has asked everybody who could have answered, unless the bot was down at the end.
+    begin = night.opened_at + night.down[0] * MINUTE
+    slept = begin <= datetime.fromisoformat(opened.data["lapse_at"]) <= begin + night.down[1] * MINUTE
+    if slept:
+        return
     if row.state == State.LAPSED and row.granted_seconds is None:
         asked = {person for step in made for person in step[2]}
         if opened.data.get("asking"):
@@ -284,10 +288,10 @@ def _time(step: dict[str, Any]) -> datetime:
 
 
 def _planned(opened: Record) -> list[dict[str, Any]]:
-    at, people = opened.at.isoformat(), opened.data["custodians"]
+    half = opened.at + (datetime.fromisoformat(opened.data["lapse_at"]) - opened.at) / 2
     plain = [
-        {"at": at, "tier": FIRST_TIER, "people": people},
-        {"at": "2030-01-01T00:00:00Z", "tier": None, "people": []},
+        {"at": opened.at.isoformat(), "tier": FIRST_TIER, "people": opened.data["custodians"]},
+        {"at": half.isoformat(), "tier": None, "people": []},
     ]
     return cast("list[dict[str, Any]]", opened.data.get("asking", {"steps": plain})["steps"])
 

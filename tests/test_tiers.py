@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 from counter import CORA, SAM
+from sqlalchemy import update
 from test_asking import BOTH, TIERS, _policy
 from test_thread import CARL, CHEN, TEAM, manifest, world
 
 from bot import tiers
 from storage.audit import Actor
-from storage.models import State
+from storage.models import Request, State
+from storage.standalone import SYSTEM, Findings, Kind, Replay
 from workflows import policy as rules
 from workflows import replay, sweep
 
@@ -122,3 +124,55 @@ def test_attack_a_forged_entry_calls_nobody(data):
     """Whatever stands in an entry is escaped, and what has the wrong form says nothing."""
     said = tiers.fills(data) + tiers.needs(data) + tiers.asked_line(data)
     assert "<!" not in said
+
+
+def test_attack_a_row_that_skips_a_tier_or_a_factor_is_found(counter):
+    """Steps, factors and the count of steps in the row are held to what the log tells."""
+    counter.policy = _tiers(counter.policy, TIERS)
+    counter.record_policy(counter.policy, now=counter.now)
+    row = counter.ask()
+    for column, value in (("asked_steps", 3), ("asking", {"steps": row.asking["steps"][:1], "factors": []})):
+        with counter.database.write() as session:
+            before = getattr(session.get(Request, row.id), column)
+            session.execute(update(Request).where(Request.id == row.id).values({column: value}))
+        with counter.database.read() as session:
+            found = replay.check_database(session, now=counter.now).findings
+        assert [(one.kind, f" {column} = " in one.sentence) for one in found] == [(Kind.STATE_WITHOUT_ENTRY, True)]
+        with counter.database.write() as session:
+            session.execute(update(Request).where(Request.id == row.id).values({column: before}))
+
+
+def test_attack_a_grant_without_security_does_not_verify(now):
+    """A log in which two owners were enough is found out by anybody who has it."""
+    asking = {"steps": [], "factors": [{"name": "security", "need": 1, "people": [SAM.person]}]}
+    told = {
+        "custodians": ["U0CARL", "U0CHEN", "U0SAM"],
+        "quorum": 2,
+        "asked_seconds": 600,
+        "threshold": {"id": "x", "text": "x"},
+        "asking": asking,
+        **dict.fromkeys(("account", "level", "reason", "standard_path", "incident"), "x"),
+    }
+    at = now.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+    def found(second: str, factors: object) -> list[Kind]:
+        findings = Findings(10)
+        played = Replay(findings, is_whole=True)
+        approved = {"granted_seconds": 600, "have": 2, "need": 2}
+        quorum = {"approvers": sorted(["U0CARL", second]), "granted_seconds": 600, "lapse_at": at}
+        moves = (
+            ("U0RITA", "request:open", None, "pending", {**told, "asking": {**asking, "factors": factors}}),
+            ("U0CARL", "request:approve", "pending", "pending", approved),
+            (second, "request:approve", "pending", "pending", approved),
+            ("system", "request:quorum", "pending", "approved", quorum),
+        )
+        for seq, (person, event, source, target, data) in enumerate(moves):
+            actor = {"team": TEAM, "person": person} if person != "system" else SYSTEM
+            entry = {"at": at, "actor": actor, "request": "BG-7KQ2", "event": event, "to": target, "data": data}
+            entry |= {"version": seq + 1, **({"from": source} if source else {})}
+            played.take(seq, entry, bytes(32))
+        return [one.kind for one in findings]
+
+    assert found("U0SAM", asking["factors"]) == []
+    assert found("U0CHEN", asking["factors"]) == [Kind.NO_QUORUM]
+    assert found("U0SAM", [{"name": "security", "need": -1, "people": []}]) == [Kind.MALFORMED]

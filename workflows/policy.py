@@ -404,7 +404,7 @@ def accounts_for(policy: Policy, roster: Roster, person: str) -> tuple[Account, 
 
 def may_drill(roster: Roster, account: Account, person: str) -> bool:
     """Say whether the person may begin a drill of the account: its responders, its custodians and its owner."""
-    named = (account.owner, *account.custodians, *account.responders)
+    named = (account.owner, *asking.custodians(account), *account.responders)
     return roster.able(person) and person in roster.resolve(named)
 
 

@@ -24,6 +24,7 @@ from sqlmodel import col, func, select, update
 from storage.audit import SYSTEM
 from storage.models import Entry, FollowUpWord, Outcome, Request, Review, SecondReview, State
 from storage.models import FollowUp as FollowUpRow
+from workflows import asking
 from workflows import policy as rules
 from workflows.door import Door, append_entry
 from workflows.errors import Conflict, Invalid, NotAllowed, Unavailable
@@ -294,7 +295,7 @@ class Reviewing(Door):
         )
         load = dict(session.exec(counted).all())
         account = self.policy.accounts.get(row.account)
-        answers = {*roster.resolve((account.owner, *account.custodians))} if account is not None else set()
+        answers = {*roster.resolve((account.owner, *asking.custodians(account)))} if account is not None else set()
         found = [Candidate(p, p in reviewed, p in answers, roster.is_away(p), load.get(p, 0)) for p in able]
         return sorted(found, key=Candidate.rank)
 
