@@ -144,9 +144,9 @@ def _draw_rules(pen: _Pen, figures: Figures, y: float) -> float:
         is_bad = digest_view.needs_work(one)
         colour = BAD if is_bad else INK
         said = (
-            f"{one.times} times, not met {one.not_met} of {one.judged}"
+            f"{plural(one.times, 'time')}, not met {one.not_met} of {one.judged}"
             if one.judged
-            else f"{one.times} times, not judged"
+            else f"{plural(one.times, 'time')}, not judged"
         )
         end = WIDTH - _EDGE - pen.width(said, LEAST_TEXT, bold=is_bad)
         pen.text(_EDGE, y, f"{one.account}/{one.threshold}", LEAST_TEXT, INK, most=end - _EDGE - 20)
