@@ -131,7 +131,7 @@ def test_a_deactivated_custodian_is_named(demo, settings):
 def test_a_bot_that_may_read_credentials_itself_is_a_problem(demo, settings):
     """Too many rights are a finding, too: with the root token the bot could read every level."""
     found = problems(replace(settings, vault_role_id="", vault_secret_id="", vault_token=demo.bao.root_token))
-    assert sum(sentence.startswith("orders-db/") and "must not" in sentence for sentence in found) == 2
+    assert sum(sentence.startswith("orders-db/") and "must not" in sentence for sentence in found) == 3
     assert any("more places that the bot's own token may use: is it an operator's?" in sentence for sentence in found)
 
 
@@ -179,7 +179,7 @@ def entries(settings):
 def leases(demo):
     """What is out of the levels' roles, and of the one that only looks."""
     found = []
-    for role in ("orders-ro", "orders-rw", "orders-watch"):
+    for role in ("orders-ro", "orders-rw", "orders-rehearsal", "orders-watch"):
         try:
             found += demo.bao.call("LIST", f"sys/leases/lookup/database/creds/{role}")["data"]["keys"]
         except PartFailed as empty:
@@ -209,11 +209,11 @@ def trials(settings, *, fine):
 def test_each_level_is_tried_logged_and_leaves_nothing_behind(settings, nothing_left):
     """A read-only level reads and cannot write, a writing one may write; each trial is two entries with who asked."""
     before = len(entries(settings))
-    read, write = trials(settings, fine=True)
+    read, write, rehearsal = trials(settings, fine=True)
     assert "it reads public.customers" in read
     assert "it cannot write to public.customers, nor to anything else" in read
     assert "it may write to public.order_items" in write
-    for sentence in (read, write):
+    for sentence in (read, write, rehearsal):
         for words in ("its role does not exist", "no session of it is open", "it was gone "):
             assert words in sentence
     told = entries(settings)[before:]
@@ -222,6 +222,8 @@ def test_each_level_is_tried_logged_and_leaves_nothing_behind(settings, nothing_
         ("drill:tried", "read"),
         ("drill:try", "write"),
         ("drill:tried", "write"),
+        ("drill:try", "rehearsal"),
+        ("drill:tried", "rehearsal"),
     ]
     assert {record.actor.person for record in told} == {"shell:ada"}
     assert all(record.data["passed"] for record in told[1::2])
@@ -257,7 +259,7 @@ def test_a_group_that_was_given_more_is_named_and_not_tried(demo, settings, noth
     (problem,) = [sentence for sentence in found if sentence.startswith("orders-db/")]
     assert problem.startswith("orders-db/read: ")
     assert word in problem
-    assert {record.data["level"] for record in entries(settings)[before:]} == {"write"}
+    assert {record.data["level"] for record in entries(settings)[before:]} == {"write", "rehearsal"}
 
 
 def test_a_level_that_has_the_rights_of_one_with_more_custodians_fails_its_trial(demo, settings, nothing_left):
@@ -308,5 +310,5 @@ def test_a_right_too_many_of_the_bot_is_named(demo, settings):
         found = [sentence for sentence in problems(settings) if sentence.startswith("Vault: ")]
     finally:
         demo.bao.call("PUT", path, {"policy": before})
-    assert len(found) == 3
+    assert len(found) == 4
     assert all("may read database/roles/orders-" in sentence for sentence in found)
