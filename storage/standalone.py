@@ -704,7 +704,6 @@ MOVES: Final[Mapping[tuple[str | None, str], tuple[str, str]]] = {
     ("approved", "credential:fail"): ("failed", "system"),
     ("approved", "credential:revoke"): ("ending", "custodian"),
     ("approved", "drill:reveal"): ("approved", "system"),
-    ("approved", "drill:done"): ("ending", "system"),
     ("active", "drill:done"): ("ending", "system"),
     ("active", "credential:reveal"): ("active", "requester"),
     ("active", "credential:hold"): ("active", "system"),

@@ -133,6 +133,10 @@ class Turn:
         if done.scalar_one_or_none() is None:
             raise Conflict(f"{row.id} was changed by somebody else at the same moment. Look at it again.", code="raced")
 
+    def note(self, event: str, data: Mapping[str, Any], actor: Actor = SYSTEM) -> None:
+        """Append an entry about the request that moves nothing, in this turn's transaction."""
+        _append(self.session, self.row.id, event=event, actor=actor, at=self.now, data=data)
+
     def look_again(self, due_at: datetime | None) -> None:
         """Set when the tick must next look at the request: no change of it, so no entry."""
         self.session.exec(update(Request).where(col(Request.id) == self.row.id).values(due_at=due_at))

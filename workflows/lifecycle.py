@@ -128,7 +128,6 @@ TRANSITIONS: Final = _rows(
     # Of a drill alone: the bot itself opens the credential, tries it, and hands it back (``drill.py``). Rows of
     # their own, so that no real request can ever be opened by the bot, and whoever replays the log sees it.
     (_S.APPROVED, _A.DRILL_REVEAL, _S.APPROVED, _BOT),
-    (_S.APPROVED, _A.DRILL_DONE, _S.ENDING, _BOT),
     (_S.ACTIVE, _A.DRILL_DONE, _S.ENDING, _BOT),
     # "Show again": the old credential ends before the new one begins.
     (_S.ACTIVE, _A.REVEAL, _S.ACTIVE, (Role.REQUESTER,)),

@@ -132,7 +132,7 @@ def _try(vault: Vault, account: Account, level: Level, name: str, held: dict[str
     engine = ENGINES[settings.engine]
     child = vault.open_child(settings.token_role, LIFE, display_name=name, metadata={"check": name})
     held["accessor"] = child.accessor
-    key = _public_key() if engine.needs_public_key else None
+    key = throwaway_key() if engine.needs_public_key else None
     credential = engine.issue(vault, child, settings.options, Wish(name, "check", key))
     held["lease_id"], held["identity"] = credential.lease_id, credential.username
     if credential.ttl > LIFE:
@@ -206,7 +206,7 @@ def _is_gone(vault: Vault, is_gone: Callable[[Vault, _Held, frozenset[str]], boo
     return is_gone(vault, grant, frozenset())
 
 
-def _public_key() -> str:
+def throwaway_key() -> str:
     """Return a key that is thrown away at once, for engines that sign one."""
     made = Ed25519PrivateKey.generate().public_key()
     return made.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
