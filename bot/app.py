@@ -33,6 +33,7 @@ from bot.alert_channel import AlertTrouble, open_channels
 from bot.alerts import AlertRunner
 from bot.daily import DailyLook
 from bot.directory import SlackDirectory
+from bot.drill_alerts import Arrivals
 from bot.ingest import Ingest
 from bot.metrics import Metrics
 from bot.metrics import read as read_metrics
@@ -48,6 +49,8 @@ from storage.heads import HeadKeeper
 from workflows import policy as rules
 from workflows import sweep
 from workflows.desk import Desk
+from workflows.drill import Drills
+from workflows.drill_schedule import Schedule
 from workflows.errors import BreakGlassError, Unavailable
 from workflows.readiness import judge
 from workflows.reconcile import Reconciler
@@ -159,6 +162,7 @@ class Bot:
         reconciler: Reconciler,
         daily: DailyLook,
         weekly: WeeklyDigest,
+        drills: Drills,
         courtesy: Courtesy,
         now: Callable[[], datetime],
     ) -> None:
@@ -173,6 +177,8 @@ class Bot:
         self.reconciler = reconciler
         self.daily = daily
         self.weekly = weekly
+        self.drills = drills
+        self._schedule = Schedule(desk, drills)
         self._now = now
         self._handler = Listening(app, settings, courtesy)
         self._clock = BackgroundScheduler(timezone=UTC)
@@ -185,6 +191,8 @@ class Bot:
             self._reconcile, "interval", seconds=5, max_instances=1, coalesce=True, misfire_grace_time=None
         )
 
+        # A drill's login may take its time, and the tick must not wait for it.
+        self._clock.add_job(self._drill, "interval", seconds=1, max_instances=1, coalesce=True, misfire_grace_time=None)
         # It asks a row, too, and does something once a day, and once a week.
         self._clock.add_job(self._look, "interval", seconds=60, max_instances=1, coalesce=True, misfire_grace_time=None)
 
@@ -260,7 +268,17 @@ class Bot:
         except Exception:
             log.exception("the reconciliation failed; the next one is in a minute")
 
+    def _drill(self) -> None:
+        try:
+            self.drills.tick(now=self._now())
+        except Exception:
+            log.exception("the drills did not go on; the next look is in a second")
+
     def _look(self) -> None:
+        try:
+            self._schedule.tick(now=self._now())
+        except Exception:
+            log.exception("it was not seen whether a drill is due; the next look is in a minute")
         try:
             self.daily.tick(now=self._now())
         except Exception:
@@ -334,6 +352,7 @@ def build(
     if policy.alerts:
         alerts = _alerts(policy, desk, directory, settings, now)
         database.woken.append(alerts.wake)
+    drills = Drills(desk, told=Arrivals(database))
     # 5. What people do.
     app = App(client=client, listener_executor=ThreadPoolExecutor(_LISTENERS, thread_name_prefix="listener"))
     directory.register(app)
@@ -344,6 +363,7 @@ def build(
         export=lambda actor, request_id: _export(desk, client, actor, request_id, now()),
         first=courtesy.serving,
         active=presence.of,
+        drills=drills,
     )
     # 6. Lines of targets, and who looks on. Their ports are taken last: nothing that fails after would leave one open.
     ingest = None
@@ -368,6 +388,7 @@ def build(
             database, lambda at: judge(policy, gather(settings, policy, now=at, who=SYSTEM, database=database))
         ),
         weekly=WeeklyDigest(database, lambda: desk.policy),
+        drills=drills,
         courtesy=courtesy,
         now=now,
     )

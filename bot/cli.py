@@ -25,6 +25,7 @@ from bot import (
     approve_command,
     capture_command,
     digest_command,
+    drill_command,
     export_command,
     follower_commands,
     log_commands,
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     approve_command.add(commands)
     open_command.add(commands)
     ready_command.add(commands, who=_me)
+    drill_command.add(commands)
     show_command.add(commands)
     digest_command.add(commands)
     export_command.add(commands, who=_me)

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import commands, tiers
+from bot import commands, drill_views, tiers
 from bot.blockkit import Block, copyable, escape, label, mention, person, plain, plural, typed, when
 from storage import commands as told
 from storage.models import FollowUpWord, Outcome, State
@@ -24,6 +24,7 @@ from workflows.absence import AWAY, BACK
 from workflows.alert_rules import SEND, TEST
 from workflows.alert_rules import Came as AlertCame
 from workflows.digest import POST as DIGEST
+from workflows.drill_score import LOGIN, PLAN, SCORE, START
 from workflows.lifecycle import Action
 from workflows.policy import say_duration
 from workflows.readiness import FAIL as READY
@@ -78,6 +79,7 @@ _VERBS: Final[Mapping[str, str]] = MappingProxyType(
         PROPOSE: "propose what is pruned",
         CONFIRM: "confirm what is pruned",
         REJECT: "reject what is to be pruned",
+        START: "begin a drill",
     }
 )
 
@@ -768,6 +770,10 @@ _LINES: Final[Mapping[str, Callable[[Record, str, Case | None, str], Words]]] = 
         UNENROL: _unenrol_line,
         TRY: _trial_line,
         TRIED: _trial_line,
+        START: lambda r, who, _c, _p: drill_views.start_line(r, who),
+        LOGIN: lambda r, _w, _c, _p: drill_views.login_line(r),
+        SCORE: lambda r, _w, _c, _p: drill_views.score_line(r),
+        PLAN: lambda r, _w, _c, _p: drill_views.plan_line(r),
         SEEN: lambda r, _w, _c, _p: (f"{_source(r.data)} has recorded what the trial did.", []),
         "log:alarm": _alarm_line,
         "log:rotate": _rotate_line,

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import asked, away_command, commands, modals, pack_front, tiers, views
+from bot import asked, away_command, commands, drill_command, modals, pack_front, tiers, views
 from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
 from bot.payloads import about_of, actor_of, click_of, values_of
@@ -35,6 +35,7 @@ from workflows import absence, asking
 from workflows import policy as rules
 from workflows.away_desk import AwayDesk
 from workflows.desk import Ask
+from workflows.drill import Drills
 from workflows.engines.naming import REQUEST
 from workflows.errors import BreakGlassError, Conflict, Invalid, Unavailable
 from workflows.lifecycle import Action, allowed_roles
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
 _PROPOSAL: Final = re.compile(r"([0-9]{1,18}) ([0-9a-f]{64})")
 _COMMANDS: Final = re.compile(r"(BG-[0-9A-Z]{4,12}) ([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,6})")
-_SUBCOMMANDS: Final = ("help", "status", "review", "reassign", "export", "hold", "unhold", "away", "back")
+_SUBCOMMANDS: Final = ("help", "status", "review", "reassign", "export", "hold", "unhold", "away", "back", "drill")
 
 
 def register(
@@ -69,6 +70,7 @@ def register(
     pause: Callable[[float], None] = time.sleep,
     first: Callable[[], AbstractContextManager[None]] = nullcontext,
     active: Callable[[Iterable[str]], Mapping[str, bool | None]] | None = None,
+    drills: Drills | None = None,
 ) -> None:
     """Let the app listen to everything that people do, and answer every error.
 
@@ -77,7 +79,8 @@ def register(
     """
     retention = RetentionDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
     away = AwayDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
-    front = _Front(desk, retention, away, ReviewFront(desk, now), now, export, pause, first, active)
+    reviews = ReviewFront(desk, now)
+    front = _Front(desk, retention, away, reviews, now, export, pause, first, active, drills or Drills(desk))
     app.command(views.COMMAND)(front.command)
     for action_id, clicked in (
         (views.ASK, front.ask),
@@ -181,6 +184,7 @@ class _Front:
     pause: Callable[[float], None]
     first: Callable[[], AbstractContextManager[None]]
     active: Callable[[Iterable[str]], Mapping[str, bool | None]] | None
+    drills: Drills
 
     # The command.
 
@@ -220,6 +224,10 @@ class _Front:
                 respond(
                     self._hold(actor_of(body), request_id, reason, is_on=first == "hold"), response_type="ephemeral"
                 )
+            case "drill":
+                ack()
+                said = drill_command.answer(self.drills, self.desk, actor_of(body), words[1:], now=self.now())
+                respond(said, response_type="ephemeral")
             case _ if first in self.desk.policy.accounts:
                 ack()
                 self._open_form(body, client, read_wish(words[1:], self.desk.policy.accounts[first]))

@@ -599,6 +599,7 @@ def help_text() -> str:
             f"`{command} export BG-7KQ2` sends you its log, for auditors.",
             f"`{command} hold BG-7KQ2 why` keeps its log from being pruned, for auditors and security.",
             f"`{command} unhold BG-7KQ2 why` ends that.",
+            f"`{command} drill orders-db` rehearses it; `{command} drill history orders-db` says how that went.",
             "What happens: custodians are asked, you open the credential, it ends by itself, the use is reviewed.",
         )
     )

@@ -75,6 +75,7 @@ from storage.heads import ALARM, ROTATE
 from storage.holder import new_holder
 from storage.models import Post, Request
 from workflows import absence, asking
+from workflows.drill_score import SCORE
 from workflows.errors import Unavailable
 from workflows.lifecycle import Action, allowed_roles
 from workflows.reconcile import ALARM as ACCESS_ALARM
@@ -421,7 +422,21 @@ class ThreadFollower:
         wanted |= {f"ask:{person}": person for person in asking.asked(row)}
         # "Two minutes left" is not said when it no longer is so.
         still = bool(allowed_roles(case.state, Action.WARN))
-        return [self._letter(case, key, target, is_wanted=still or key != "warning") for key, target in wanted.items()]
+        letters = [
+            self._letter(case, key, target, is_wanted=still or key != "warning") for key, target in wanted.items()
+        ]
+        return letters + (self._scored(case) if row.drill is not None else [])
+
+    def _scored(self, case: Case) -> list[_Letter]:
+        """Return what the owner is told of a drill that failed."""
+        with self._database.read() as session:
+            records = [one for one in read_entries(session, request_id=case.request.id) if one.event == SCORE]
+        todo = records[0].data.get("follow_up") if records else None
+        if not isinstance(todo, dict) or not isinstance(todo.get("owner"), str):
+            return []
+        message = views.Message(*drill_views.owner_message(records[0]))
+        picture = _picture(message, case.request)
+        return [_Letter(f"score:{todo['owner']}", todo["owner"], message, picture, is_wanted=True)]
 
     def _reviews(self, case: Case, posts: Mapping[str, Post]) -> list[_Letter]:
         """Return what the review's owner is told: that it is theirs, and again when it is overdue."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import pytest
-from counter import CARL, CHEN, OLGA, RITA, SAM
+from counter import CARL, RITA, SAM
 
-from storage.audit import SYSTEM
 from storage.models import Outcome, State
 from workflows.desk import Findings
 from workflows.drill import Drills
-from workflows.drill_score import LOGIN, SCORE, START, Came, Leg, Told, from_data
-from workflows.errors import Conflict, NotAllowed
+from workflows.drill_score import LOGIN, SCORE, START, Came, Leg, from_data
 from workflows.replay import check_database
 
 if TYPE_CHECKING:
@@ -21,7 +17,7 @@ if TYPE_CHECKING:
 
     from storage.models import Request
 
-REVIEW = Findings(True, False, True, Outcome.DRILL, "All as it should be.")  # noqa: FBT003
+REVIEW = Findings(True, False, True, Outcome.DRILL, "All as it should be.")
 
 
 def run(counter: Counter, row: Request, drills: Drills) -> None:
@@ -38,7 +34,7 @@ def card(counter: Counter, row: Request) -> dict[Leg, Came]:
 
 
 def test_a_drill_goes_the_whole_way_on_real_parts_and_is_scored(counter):
-    """Asked, approved, opened and tried by the bot, taken back, reviewed, scored; the log replays; nothing real moved."""
+    """Asked, approved, opened and tried by the bot, taken back, reviewed, scored; the log replays."""
     drills = Drills(counter)
     row = drills.start(RITA, "orders-db", now=counter.now)
     assert row.drill is not None

@@ -158,6 +158,9 @@ EVENTS = [
     "access:clear",
     "log:export",
     "drill:start",
+    "drill:login",
+    "drill:score",
+    "drill:plan",
     "command:run",
 ]
 KEYS = ("reason", "credential", "replaces", "why", "identity", "leases", "seconds_out", "outcome", "findings")
@@ -458,7 +461,7 @@ def test_what_is_no_user_id_is_no_mention():
             None,
             "*Vault no longer has the lease of credential 1*",
         ),
-        ("drill:start", {}, None, "<@U0CARL>: drill start"),
+        ("drill:unheard", {}, None, "<@U0CARL>: drill unheard"),
     ],
 )
 def test_each_entry_says_what_happened(event, data, source, words):

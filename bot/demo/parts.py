@@ -437,6 +437,11 @@ class Postgres(Part):
         return f"{driver}://{self.superuser}:{self.password}@{HOST}:{self.port}/{database}"
 
     @property
+    def data(self) -> Path:
+        """The folder of its data, in which it writes its own log where the settings say so."""
+        return self._data
+
+    @property
     def bin(self) -> Path:
         """The folder with ``psql`` and the other programs of this server."""
         return _install()[1] / "bin"
