@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from storage.models import Request
 
-REVIEW = Findings(True, False, True, Outcome.DRILL, "All as it should be.")
+REVIEW = Findings(
+    threshold_met=True,
+    standard_path_enough=False,
+    used_as_stated=True,
+    outcome=Outcome.DRILL,
+    findings="All as it should be.",
+    threshold_why="It was a drill, and everybody was told that it was one.",
+    standard_path_why="A drill has no standard path that could have been tried before.",
+)
 
 
 def run(counter: Counter, row: Request, drills: Drills) -> None:

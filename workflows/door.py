@@ -135,7 +135,7 @@ class Turn:
 
     def note(self, event: str, data: Mapping[str, Any], actor: Actor = SYSTEM) -> None:
         """Append an entry about the request that moves nothing, in this turn's transaction."""
-        _append(self.session, self.row.id, event=event, actor=actor, at=self.now, data=data)
+        append_entry(self.session, self.row.id, event=event, actor=actor, at=self.now, data=data)
 
     def look_again(self, due_at: datetime | None) -> None:
         """Set when the tick must next look at the request: no change of it, so no entry."""

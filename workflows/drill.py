@@ -27,16 +27,17 @@ from sqlalchemy import exists
 from sqlmodel import col, select
 
 from storage.audit import SYSTEM, read_entries
-from storage.models import Entry, Request, State
+from storage.models import Entry, FollowUpWord, Request, State
 from workflows import policy as rules
 from workflows.delivery import Parcel
-from workflows.desk import Ask, Staged
+from workflows.desk import Ask, FollowUp, Staged
 from workflows.drill_rules import PassMarks
 from workflows.drill_score import LOGIN, SCORE, START, Blame, Came, Told, is_passed, judge
 from workflows.engines import ENGINES
 from workflows.engines.seam import Rehearsed
 from workflows.errors import BreakGlassError, Conflict, NotAllowed, Refused, Unavailable, VaultRefused
 from workflows.lifecycle import Action, Role
+from workflows.reviewing import asked_for
 from workflows.trial import throwaway_key
 
 if TYPE_CHECKING:
@@ -307,16 +308,17 @@ class Drills:
             "passed": passed,
             "lines": [dict(line.data()) for line in lines],
         }
+        todo: list[FollowUp] = []
         if not passed and account is not None:
             failed = [line.leg.value.replace("_", " ") for line in lines if line.came is Came.FAILED]
-            told["follow_up"] = {
-                "what": f"{row.drill} of {account.name} failed ({', '.join(failed)}): mend it and drill again.",
-                "owner": account.owner,
-                "due": (now + _MEND_WITHIN).date().isoformat(),
-            }
+            what = f"{row.drill} of {account.name} failed ({', '.join(failed)}): mend it and drill again."
+            todo = [FollowUp(what, account.owner, (now + _MEND_WITHIN).date())]
         with self._desk.turn(request_id, now=now) as turn:
             query = select(Entry.seq).where(Entry.request_id == request_id, Entry.event == SCORE)
             if turn.session.exec(query.limit(1)).first() is None:
-                turn.note(SCORE, told)
+                made = asked_for(turn.session, row.drill or row.id, todo, request_id=row.id, now=now)
+                turn.note(SCORE, told | {"follow_up": dict(made[0])} if made else told)
+                for one in made:
+                    turn.note(FollowUpWord.OPEN.value, one)
         self._tried.pop(request_id, None)
         return True

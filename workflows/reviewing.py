@@ -146,7 +146,7 @@ class Reviewing(Door):
                     "used_as_stated": form.used_as_stated,
                     "outcome": form.outcome.value,
                     "findings": form.findings.strip(),
-                    "follow_ups": _asked_for(turn.session, row.id, form.follow_ups, request_id=row.id, now=now),
+                    "follow_ups": asked_for(turn.session, row.id, form.follow_ups, request_id=row.id, now=now),
                     "threshold_why": form.threshold_why.strip(),
                     "standard_path_why": form.standard_path_why.strip(),
                 }
@@ -384,7 +384,7 @@ class Reviewing(Door):
         ``about``: what it follows from, "DR-4F2K"; ids are made of it. ``request_id``: in whose thread it is told.
         """
         with self._write() as session:
-            made = _asked_for(session, about, asked, request_id=request_id, now=now)
+            made = asked_for(session, about, asked, request_id=request_id, now=now)
             for one in made:
                 append_entry(session, request_id, event=FollowUpWord.OPEN.value, actor=actor, at=now, data=one)
         return [one["id"] for one in made]
@@ -476,7 +476,7 @@ def _complete(form: Findings) -> None:
         raise Invalid("The review is not complete.", fields=fields)
 
 
-def _asked_for(
+def asked_for(
     session: Write, about: str, asked: Sequence[FollowUp], *, request_id: str | None, now: datetime
 ) -> list[dict[str, str]]:
     """Write the rows of what is to be done; return them as the entry holds them, which the caller appends."""

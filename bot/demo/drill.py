@@ -191,8 +191,10 @@ def live(demo: Rehearsed, account: str, broken: str | None = None) -> Past:
             sam.click(owed, views.REVIEW)
             sam.fill(sam.wait_for_view(views.REVIEW_FORM, 30.0)).submit(
                 {
-                    views.THRESHOLD_MET: "yes",
+                    views.THRESHOLD_MET: "no",
+                    views.THRESHOLD_WHY: "It was a drill, and said to be one: no threshold was met.",
                     views.STANDARD_PATH_ENOUGH: "no",
+                    views.STANDARD_PATH_WHY: "There was nothing to be solved, so nobody was paged before.",
                     views.USED_AS_STATED: "yes",
                     views.OUTCOME: "drill",
                     views.FINDINGS: "A drill: everybody was told, and the credential is gone.",
