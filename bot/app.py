@@ -28,7 +28,7 @@ from slack_sdk import WebClient
 from slack_sdk.errors import SlackApiError
 from slack_sdk.http_retry.builtin_handlers import ConnectionErrorRetryHandler, RateLimitErrorRetryHandler
 
-from bot import listeners
+from bot import listeners, policy_watch
 from bot.alert_channel import AlertTrouble, open_channels
 from bot.alerts import AlertRunner
 from bot.daily import DailyLook
@@ -37,6 +37,7 @@ from bot.drill_alerts import Arrivals
 from bot.ingest import Ingest
 from bot.metrics import Metrics
 from bot.metrics import read as read_metrics
+from bot.policy_clicks import control_for
 from bot.presence import Presence
 from bot.ready_command import gather
 from bot.thread import ThreadFollower
@@ -46,7 +47,6 @@ from storage.database import Database, DatabaseDown
 from storage.export import export
 from storage.followers import CopyRunner, CopyTrouble, RequiredCopies, build_copies
 from storage.heads import HeadKeeper
-from workflows import policy as rules
 from workflows import sweep
 from workflows.desk import Desk
 from workflows.drill import Drills
@@ -163,6 +163,7 @@ class Bot:
         daily: DailyLook,
         weekly: WeeklyDigest,
         drills: Drills,
+        policy: policy_watch.PolicyWatch,
         courtesy: Courtesy,
         now: Callable[[], datetime],
     ) -> None:
@@ -179,10 +180,14 @@ class Bot:
         self.weekly = weekly
         self.drills = drills
         self._schedule = Schedule(desk, drills)
+        self.policy = policy
         self._now = now
         self._handler = Listening(app, settings, courtesy)
         self._clock = BackgroundScheduler(timezone=UTC)
         self._clock.add_job(self._tick, "interval", seconds=1, max_instances=1, coalesce=True, misfire_grace_time=None)
+        self._clock.add_job(
+            self._watch_policy, "interval", seconds=1, max_instances=1, coalesce=True, misfire_grace_time=None
+        )
         self._clock.add_job(
             self._keep_vault, "interval", seconds=15, max_instances=1, coalesce=True, misfire_grace_time=None
         )
@@ -254,6 +259,14 @@ class Bot:
         except Exception:
             log.exception("the tick failed; the next one is in a second")
 
+    def _watch_policy(self) -> None:
+        try:
+            self.policy.tick(now=self._now())
+        except BreakGlassError as error:
+            log.warning("the policy: %s", error.sentence)
+        except Exception:
+            log.exception("it was not seen whether the policy has changed; the next look is in a second")
+
     def _keep_vault(self) -> None:
         try:
             self.desk.vault.keep_alive(self._now())
@@ -302,10 +315,11 @@ def build(
     now: Callable[[], datetime] = utc_now,
 ) -> Bot:
     """Wire the bot. Raises :class:`BreakGlassError` with what is wrong, before anything is listened to."""
-    # 1. The rules and the record.
-    policy = rules.load(settings.policy_file)
+    # 1. The record, and the rules that it says are in force: of a changed file nothing is, before people agree. On
+    #    record before anything is decided under it: an export shows the rules that were in force.
     database = database or Database(settings.database_url)
     database.setup()
+    policy = policy_watch.first(database, settings.policy_file, now=now())
     # 2. Slack, and who is in it.
     client = slack_client(settings)
     team = who_am_i(client)
@@ -337,8 +351,6 @@ def build(
         active=presence.of,
     )
     database.woken.append(follower.wake)
-    # Before anything is decided under it: an export shows the rules that were in force.
-    desk.record_policy(policy, now=now())
     heads = None
     if policy.log is not None:
         heads = HeadKeeper(
@@ -385,7 +397,11 @@ def build(
         ingest=ingest,
         reconciler=Reconciler(desk),
         daily=DailyLook(
-            database, lambda at: judge(policy, gather(settings, policy, now=at, who=SYSTEM, database=database))
+            database,
+            lambda at: judge(desk.policy, gather(settings, desk.policy, now=at, who=SYSTEM, database=database)),
+        ),
+        policy=policy_watch.PolicyWatch(
+            control_for(desk), settings.policy_file, policy=lambda: desk.policy, signers=settings.policy_signers
         ),
         weekly=WeeklyDigest(database, lambda: desk.policy),
         drills=drills,

@@ -5,6 +5,7 @@ Rules
 * A post is about consecutive entries. One about commands and sessions is about nothing else, and has no upper bound but
   :data:`MOST_TOGETHER`; the weekly digest has one of its own; any other has at most as many entries as one can show.
 * Of many commands only the first few are read here; the rest are counted by the database.
+* A changed policy that is proposed, with its buttons and its difference, is a post of its own.
 * A batch that was tried, or whose file is owed, stays the same batch.
 """
 
@@ -21,6 +22,7 @@ from storage import commands
 from storage.audit import read_entries
 from storage.models import Entry, Post
 from workflows.digest import POST
+from workflows.policy_control import PROPOSE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +64,7 @@ class Batch:
 
 
 def _is_alone(record: Record) -> bool:
-    return record.event == POST and record.refused is None and not record.is_pruned
+    return record.event in (POST, PROPOSE) and record.refused is None and not record.is_pruned
 
 
 def next_batch(session: Session, request_id: str, cursor: int) -> Batch | None:

@@ -23,8 +23,9 @@ from bot.alert_channel import AlertTrouble, open_channel
 from bot.alerts import standings
 from bot.app import SCOPES, slack_client, vault_client
 from bot.directory import SlackDirectory
+from bot.policy_watch import standing
 from storage import audit, heads
-from storage.audit import SYSTEM
+from storage.audit import SYSTEM, Damaged
 from storage.checkpoint import verify
 from storage.database import Database, DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, Notary, NotReadable, build_copies, lags
@@ -76,6 +77,8 @@ def check(settings: Settings, *, levels: bool = False, who: Actor = SYSTEM) -> l
     try:
         policy = rules.load(settings.policy_file)
         found.append(Finding(True, f"Policy: {settings.policy_file}, {len(policy.accounts)} accounts."))
+        if has_database:
+            found += _in_force(settings, policy)
     except BreakGlassError as error:
         found += [Finding(False, f"Policy: {line}") for line in error.sentence.splitlines()]
     if policy is not None and has_database:
@@ -101,6 +104,21 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding(True, f"Database: it answers, and its log of {head.size} entries is whole.")
     else:
         yield Finding(False, f"Database: entry {bad[0]} of the log is wrong: {bad[1]}")
+
+
+def _in_force(settings: Settings, policy: Policy) -> Iterator[Finding]:
+    """Whether the file, which all else here is about, is what the log says is in force."""
+    try:
+        current = standing(Database(settings.database_url))
+    except (DatabaseDown, BreakGlassError, Damaged) as error:
+        yield Finding(False, f"Policy: what is in force cannot be read: {error}")
+        return
+    if current is not None and current.hash != policy.hash:
+        yield Finding(
+            True,  # nothing is broken: the bot goes on with what is in force
+            f"Policy: the file is not what is in force, {current.hash[:12]}…; the change waits for confirmation in "
+            "Slack. “breakglass policy diff” says what it is.",
+        )
 
 
 def _heads(settings: Settings, policy: Policy, *, now: datetime) -> Iterator[Finding]:

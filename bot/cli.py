@@ -17,7 +17,6 @@ import re
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bot import (
@@ -30,6 +29,7 @@ from bot import (
     follower_commands,
     log_commands,
     open_command,
+    policy_commands,
     ready_command,
     retention_commands,
     show_command,
@@ -38,7 +38,6 @@ from bot import (
 )
 from storage.audit import Actor, Damaged
 from storage.database import DatabaseDown, OtherVersion
-from workflows import policy as rules
 from workflows.errors import BreakGlassError, Refused, Unavailable, VaultRefused
 
 if TYPE_CHECKING:
@@ -101,10 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
-    policy = commands.add_parser("policy", help="work on a policy file").add_subparsers(required=True, metavar="WHAT")
-    policy_check = policy.add_parser("check", help="print every problem of a policy file")
-    policy_check.add_argument("file", type=Path)
-    policy_check.set_defaults(run=_policy_check)
+    policy_commands.add(commands.add_parser("policy", help="work on a policy file"))
 
     approve_command.add(commands)
     open_command.add(commands)
@@ -160,13 +156,6 @@ def _demo(options: argparse.Namespace) -> int:
         raise Unavailable(f"The demo needs {missing.name}: install the project with its extra “demo”.") from None
 
     return run(play=options.play, port=options.port)
-
-
-def _policy_check(options: argparse.Namespace) -> int:
-    policy = rules.load(options.file)
-    levels = sum(len(account.levels) for account in policy.accounts.values())
-    print(f"{options.file}: {len(policy.accounts)} accounts, {levels} levels, sha256 {policy.hash}")
-    return OK
 
 
 def _me() -> Actor:

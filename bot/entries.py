@@ -16,10 +16,11 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import commands, drill_views, tiers
+from bot import commands, drill_views, policy_entries, tiers
 from bot.blockkit import Block, copyable, escape, label, mention, person, plain, plural, typed, when
 from storage import commands as told
 from storage.models import FollowUpWord, Outcome, State
+from workflows import policy_control
 from workflows.absence import AWAY, BACK
 from workflows.alert_rules import SEND, TEST
 from workflows.alert_rules import Came as AlertCame
@@ -60,6 +61,8 @@ _VERBS: Final[Mapping[str, str]] = MappingProxyType(
     {
         Action.OPEN: "ask for access",
         Action.APPROVE: "approve",
+        policy_control.CONFIRM: "confirm a changed policy",
+        policy_control.REJECT: "reject a changed policy",
         Action.DENY: "deny it",
         Action.WITHDRAW: "withdraw it",
         Action.REVEAL: "open the credential",
@@ -120,6 +123,8 @@ def line(record: Record, case: Case | None, name: str) -> Words:
         about = f" to *{name}*" if name and record.event == Action.OPEN else ""
         said = plain(str(record.data.get("said") or record.refused), 300)
         return f"{who} tried to {tried}{about} and was refused: _{escape(said, 400)}_", []
+    if (changed := policy_entries.line(record, who)) is not None:
+        return changed
     tell = _LINES.get(record.event)
     if tell is None:
         return f"{who}: {escape(record.event.replace(':', ' '), 80)}", []
@@ -557,8 +562,10 @@ def _apply_line(record: Record, _who: str, _case: Case | None, _name: str) -> Wo
     return f"*Pruned {_entries(data)}*, plan {_plan_name(data)}, confirmed by {by}. Their hashes stay.{stayed}", []
 
 
-def fate_line(fate: Fate) -> str:
-    """Return the line under a proposal to prune that is not open any more: what became of it, ``mrkdwn``."""
+def fate_line(fate: Fate | policy_control.Fate) -> str:
+    """Return the line under a proposal that is not open any more: what became of it, ``mrkdwn``."""
+    if isinstance(fate, policy_control.Fate):
+        return policy_entries.fate_line(fate)
     data = fate.record.data if fate.record is not None else {}
     match fate.outcome:
         case Came.APPLIED:
@@ -660,7 +667,7 @@ def _policy_line(record: Record, _who: str, _case: Case | None, _name: str) -> W
     digest = escape(str(record.data.get("hash", ""))[:12], 20)
     if record.event == "policy:text":
         return f"The policy `{digest}…` was put on record, part {_number(record.data, 'part')}.", []
-    return f"*The policy* `{digest}…` is in force from now on.", []
+    return policy_entries.loaded(record), []
 
 
 def _ready_line(record: Record, _who: str, _case: Case | None, _name: str) -> Words:

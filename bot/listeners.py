@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from bot import asked, away_command, commands, drill_command, modals, pack_front, tiers, views
+from bot import asked, away_command, commands, drill_command, modals, pack_front, policy_clicks, tiers, views
 from bot.answers import filling, on_error, open_window, redraw, show_secret, speaking, tell
 from bot.blockkit import escape
 from bot.payloads import about_of, actor_of, click_of, values_of
@@ -81,6 +81,7 @@ def register(
     away = AwayDesk(desk.database, lambda: desk.policy, desk.directory, team=desk.team)
     reviews = ReviewFront(desk, now)
     front = _Front(desk, retention, away, reviews, now, export, pause, first, active, drills or Drills(desk))
+    policy_clicks.register(app, desk, now=now, actor_of=actor_of, proposal=_proposal)
     app.command(views.COMMAND)(front.command)
     for action_id, clicked in (
         (views.ASK, front.ask),

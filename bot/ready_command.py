@@ -15,8 +15,10 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bot.policy_watch import standing
 from storage.audit import write_time
 from storage.database import Database, DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, build_copies, lags
@@ -58,6 +60,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser], *, who: C
     ready = commands.add_parser(
         "ready", help="say of each account whether it could be opened right now: 0 yes, 1 no, 3 it is not known"
     )
+    ready.add_argument("--file", type=Path, help="judge this policy file instead of the policy that is in force")
     ready.add_argument("--json", action="store_true", help="print it for a program")
     ready.set_defaults(run=partial(run, who=who))
 
@@ -70,12 +73,20 @@ def run(options: argparse.Namespace, *, who: Callable[[], Actor]) -> int:
         settings = from_environment(os.environ)
     except SettingsInvalid as invalid:
         raise Unavailable("\n".join(invalid.problems)) from None
-    policy = rules.load(settings.policy_file)
+    # What is in force, not a changed file that nobody has confirmed: the question is about this moment.
+    policy = rules.load(options.file) if options.file else _in_force(settings) or rules.load(settings.policy_file)
     now = datetime.now(UTC)
     found = readiness.judge(policy, gather(settings, policy, now=now, who=who()))
     code = exit_code(found)
     print(_as_json(found, now, code) if options.json else "\n\n".join(_block(one) for one in found))
     return code
+
+
+def _in_force(settings: Settings) -> Policy | None:
+    try:
+        return standing(Database(settings.database_url))
+    except (DatabaseDown, ValueError):
+        return None  # said below, of the database itself
 
 
 def exit_code(found: Sequence[Readiness]) -> int:

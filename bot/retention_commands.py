@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot.policy_watch import standing
 from storage.audit import write_time
 from storage.database import Database
 from workflows import policy as rules
@@ -122,7 +123,10 @@ def _holds(_: argparse.Namespace) -> int:
 
 
 def _retention() -> Retention:
-    policy = rules.load(Path(os.environ.get("BREAKGLASS_POLICY", "").strip() or "breakglass.yml"))
+    # What the log says is in force counts, not the file: whoever can write that decides nothing by it.
+    with database_errors():
+        known = standing(_database())
+    policy = known or rules.load(Path(os.environ.get("BREAKGLASS_POLICY", "").strip() or "breakglass.yml"))
 
     def in_force() -> Policy:
         return policy

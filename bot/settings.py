@@ -63,6 +63,7 @@ class Settings:
     vault_namespace: str | None = None
     vault_ca_file: str | None = None
     vault_public_address: str = ""  # where responders reach it; empty: where the bot does
+    policy_signers: Path | None = None  # whose signature puts a policy into force, if the policy allows it
     patience: timedelta = timedelta(seconds=30)
     metrics: tuple[str, int] | None = None  # host and port; None: there are none
     capture: Listen | None = None  # where lines of targets come in; None: nowhere
@@ -135,6 +136,13 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         problems.append(
             f"BREAKGLASS_POLICY names {policy_file}, which is not there: write one, see workflows/POLICY.md."
         )
+    signers = get("BREAKGLASS_POLICY_SIGNERS")
+    policy_signers = Path(signers) if signers else None
+    if policy_signers is not None and not policy_signers.is_file():
+        problems.append(
+            f"BREAKGLASS_POLICY_SIGNERS names {policy_signers}, which is not there: a file of allowed signers, as "
+            "ssh-keygen -Y verify reads it."
+        )
     slack_api_url = get("SLACK_API_URL", SLACK_API)
     if not slack_api_url.startswith(("http://", "https://")):
         problems.append("SLACK_API_URL does not begin with https://: leave it out for Slack itself.")
@@ -157,6 +165,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         slack_app_token=app_token,
         vault_address=vault_address.rstrip("/"),
         policy_file=policy_file,
+        policy_signers=policy_signers,
         database_url=get("BREAKGLASS_DATABASE_URL", "sqlite:///breakglass.db"),
         slack_api_url=slack_api_url.rstrip("/") + "/",
         vault_role_id=role_id,

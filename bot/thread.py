@@ -74,7 +74,7 @@ from storage.followers.runner import BEHIND
 from storage.heads import ALARM, ROTATE
 from storage.holder import new_holder
 from storage.models import Post, Request
-from workflows import absence, asking
+from workflows import absence, asking, policy_control
 from workflows.drill_score import SCORE
 from workflows.errors import Unavailable
 from workflows.lifecycle import Action, allowed_roles
@@ -610,7 +610,9 @@ class ThreadFollower:
         else:
             claim.cursor = batch.last
 
-    def _message(self, claim: Claim, case: Case | None, batch: Batch, ended: Fate | None) -> views.Message:
+    def _message(
+        self, claim: Claim, case: Case | None, batch: Batch, ended: Fate | policy_control.Fate | None
+    ) -> views.Message:
         """Draw a batch."""
         if batch.is_digest:
             return attachments.digest(batch)
@@ -724,17 +726,19 @@ class ThreadFollower:
         claim.later(setting(request_id, key, channel=channel, ts=file_id, picture=None))
         return True
 
-    def _fate(self, records: Sequence[Record]) -> Fate | None:
-        """Say what became of the proposal to prune among these entries; None: it is open, or there is none."""
+    def _fate(self, records: Sequence[Record]) -> Fate | policy_control.Fate | None:
+        """Say what became of the proposal among these entries; None: it is open, or there is none."""
         proposal = views.proposal_in(records)
         if proposal is None:
             return None
         try:
             with self._database.read() as session:
+                if proposal.event == policy_control.PROPOSE:
+                    return policy_control.fate(session, proposal, now=self._now())
                 return fate(session, proposal, now=self._now())
         except Damaged as damaged:
             # The lines must go on; a click is judged by itself.
-            log.warning("a proposal to prune cannot be judged: entry %d is damaged", damaged.seq)
+            log.warning("a proposal cannot be judged: entry %d is damaged", damaged.seq)
             return None
 
     def _take_buttons(self, claim: Claim) -> None:
@@ -773,6 +777,10 @@ class ThreadFollower:
             security = " ".join(self._mention(claim, name) for name in self._policy().security)
             called |= dict.fromkeys(alarms, security)
         if case is None:
+            for one in done:
+                if one.event == policy_control.PROPOSE:  # by the policy that was in force then
+                    asked_for = one.data.get("people") or ()
+                    called[one.event] = " ".join(self._mention(claim, str(name)) for name in asked_for)
             if PROPOSE in events:  # two of these must confirm
                 names = dict.fromkeys((*self._policy().auditors, *self._policy().security))
                 called[PROPOSE] = " ".join(self._mention(claim, name) for name in names)

@@ -21,7 +21,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from bot import commands, drill_views, entries, pack_view, review_words, tiers
+from bot import commands, drill_views, entries, pack_view, policy_entries, review_words, tiers
 from bot.blockkit import (
     MOST_BLOCKS,
     MOST_TEXT,
@@ -45,9 +45,10 @@ from bot.blockkit import (
     when,
 )
 from storage.models import Answer, State
-from workflows import asking
+from workflows import asking, policy_control
 from workflows.lifecycle import Action, allowed_roles
 from workflows.policy import in_force, say_duration
+from workflows.policy_file import USER
 from workflows.retention import CONFIRM, PROPOSE, REJECT
 from workflows.ssh_keys import fingerprint
 
@@ -82,6 +83,9 @@ SHOW_COMMANDS: Final = commands.SHOW  # below a post that does not show all of t
 LATER_COMMANDS: Final = commands.LATER  # in the window that it opens
 CONFIRM_PRUNING: Final = CONFIRM
 REJECT_PRUNING: Final = REJECT
+CONFIRM_POLICY: Final = policy_control.CONFIRM
+REJECT_POLICY: Final = policy_control.REJECT
+SHOW_POLICY: Final = policy_entries.SHOW
 
 # callback ids of modals
 OPEN_FORM: Final = Action.OPEN.value
@@ -190,11 +194,24 @@ def needed(case: Case, policy: Policy) -> int:
 
 def standing(case: Case, policy: Policy) -> asking.Standing:
     """Return how far the approvals go."""
-    return asking.standing(case.request, case.approvers, needed(case, policy))
+    return asking.standing(case.request, counting(case, policy), needed(case, policy))
 
 
 def _approvers(case: Case) -> list[str]:
     return [person for person in dict.fromkeys(case.approvers) if person != case.request.requester]
+
+
+def counting(case: Case, policy: Policy) -> list[str]:
+    """Return whose approval counts: while it is pending, not of those whom the policy has taken off the custodians.
+
+    Who is in a group is not known here; where one is named the desk counts at the next approval.
+    """
+    said, row = _approvers(case), case.request
+    account = policy.accounts.get(row.account)
+    names = asking.named(policy, account, account.levels.get(row.level)) if account else ()
+    if case.state is not State.PENDING or not all(USER.fullmatch(name) for name in names):
+        return said
+    return [person for person in said if person in names or person in (row.deputies or {})]
 
 
 def _tally(case: Case, policy: Policy) -> str:
@@ -228,7 +245,7 @@ def clock_words(case: Case, policy: Policy) -> str:
         case State.PENDING if row.lapse_at:
             found = standing(case, policy)
             missing = max(1, found.need - found.have)
-            word = "more approval" if _approvers(case) else "approval"
+            word = "more approval" if counting(case, policy) else "approval"
             return f"*Needs {plural(missing, word)}*{tiers.lacking(found)}, or lapses {when(row.lapse_at)}."
         case State.APPROVED if row.lapse_at:
             return f"Lapses {when(row.lapse_at)} if it is not opened. The time counts from the opening."
@@ -296,7 +313,7 @@ def _why(case: Case, policy: Policy) -> Block:
 def _votes(case: Case, policy: Policy) -> str:
     row = case.request
     asked = [person for person in asking.asked(row) if person not in _approvers(case)]
-    lines = [f"*Approved* ({_tally(case, policy)}): {people(_approvers(case))}"]
+    lines = [f"*Approved* ({_tally(case, policy)}): {people(counting(case, policy))}"]
     if _is_open_to(case, Action.APPROVE):
         lines.append(f"*Asked*: {people(asked)}")
         lines += tiers.lines(row, standing(case, policy))
@@ -443,6 +460,8 @@ def pruning(records: Sequence[Record]) -> list[Block]:
     proposal = proposal_in(records)
     if proposal is None:
         return []
+    if proposal.event == policy_control.PROPOSE:
+        return policy_entries.buttons(proposal)
     carried = f"{proposal.seq} {proposal.data.get('plan', '')}"
     count = proposal.data.get("count")
     those = "this entry says" if count == 1 else f"these {count} entries say"
@@ -651,8 +670,11 @@ def review_ask(case: Case, policy: Policy, *, now: datetime) -> Message:
 
 
 def proposal_in(records: Sequence[Record]) -> Record | None:
-    """Return the newest of these entries that proposes what is pruned: the one whose buttons the post has."""
-    return next((one for one in reversed(records) if one.event == PROPOSE and one.refused is None), None)
+    """Return the newest of these entries that proposes something to people: the one whose buttons the post has."""
+    return next(
+        (one for one in reversed(records) if one.event in (PROPOSE, policy_control.PROPOSE) and one.refused is None),
+        None,
+    )
 
 
 def post(
@@ -661,7 +683,7 @@ def post(
     policy: Policy,
     *,
     mentions: Mapping[str, str] = MappingProxyType({}),
-    fate: Fate | None = None,
+    fate: Fate | policy_control.Fate | None = None,
 ) -> Message:
     """Return one thread post for consecutive entries, a line each, in order.
 

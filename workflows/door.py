@@ -200,18 +200,7 @@ class Door:
             ).first()
             if newest is not None and _is_about(newest, policy):
                 return False
-            told: dict[str, Any] = {"hash": policy.hash}
-            known = session.exec(select(Entry).where(col(Entry.event).in_((POLICY_LOAD, POLICY_TEXT))))
-            if not any(_is_about(entry, policy) for entry in known):
-                text = policy.text
-                parts = [text[at : at + _PART] for at in range(0, len(text), _PART)]
-                if len(parts) == 1:
-                    told["text"] = text
-                else:
-                    told["parts"] = len(parts)
-                    for number, part in enumerate(parts, start=1):
-                        piece = {"hash": policy.hash, "part": number, "parts": len(parts), "text": part}
-                        append_entry(session, None, event=POLICY_TEXT, actor=SYSTEM, at=now, data=piece)
+            told = tell_policy(session, policy, now=now)
             append_entry(session, None, event=POLICY_LOAD, actor=SYSTEM, at=now, data=told)
         return True
 
@@ -294,6 +283,25 @@ def decisions_of(session: Session, request_id: str) -> list[Decision]:
 def grants_of(session: Session, request_id: str) -> list[Grant]:
     """Return a request's credentials, in order."""
     return list(session.exec(select(Grant).where(Grant.request_id == request_id).order_by(col(Grant.number))))
+
+
+def tell_policy(session: Write, policy: Policy, *, now: datetime, is_apart: bool = False) -> dict[str, Any]:
+    """Put a policy's text on record unless it is; return what the entry that names it says of it.
+
+    ``is_apart``: the text stands in entries of its own whatever its length, so that nothing of it is in force yet.
+    """
+    told: dict[str, Any] = {"hash": policy.hash}
+    known = session.exec(select(Entry).where(col(Entry.event).in_((POLICY_LOAD, POLICY_TEXT))))
+    if any(_is_about(entry, policy) for entry in known):
+        return told
+    text = policy.text
+    parts = [text[at : at + _PART] for at in range(0, len(text), _PART)]
+    if len(parts) == 1 and not is_apart:
+        return {**told, "text": text}
+    for number, part in enumerate(parts, start=1):
+        piece = {"hash": policy.hash, "part": number, "parts": len(parts), "text": part}
+        append_entry(session, None, event=POLICY_TEXT, actor=SYSTEM, at=now, data=piece)
+    return {**told, "parts": len(parts)}
 
 
 def _is_about(entry: Entry, policy: Policy) -> bool:

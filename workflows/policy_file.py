@@ -32,6 +32,7 @@ from workflows import (
     alert_rules,
     asking_rules,
     capture_rules,
+    control_rules,
     delivery,
     digest_rules,
     drill_rules,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from workflows.alert_rules import AlertRules
     from workflows.asking_rules import Factor, Hours, Tier
     from workflows.capture_rules import SourceRules
+    from workflows.control_rules import ControlRules
     from workflows.drill_rules import DrillRules
     from workflows.log_rules import LogRules
     from workflows.retention_rules import RetentionRules
@@ -182,6 +184,7 @@ class Policy:
     )  # where executed commands come from
     digest: DigestRules = field(default_factory=DigestRules)  # when the week is told
     alerts: Mapping[str, AlertRules] = field(default_factory=lambda: MappingProxyType({}))  # who is told beyond Slack
+    control: ControlRules | None = None  # who must agree to a change; None: two of the owners and security
 
     def everyone(self) -> tuple[str, ...]:
         """Return every user id and group that the policy names, each once, in the order of the file."""
@@ -501,7 +504,8 @@ class _Reader:
             return None
         lists = ("leadership", "security", "reviewers", "auditors")
         keys = ("version", "incident_channel", *lists, "review_within", "accounts")
-        top = self.mapping(_At(node, 1, ""), keys, ("log", "retention", "captures", "digest", "alerts", "step_up"))
+        optional = ("log", "retention", "captures", "digest", "alerts", "step_up", "control")
+        top = self.mapping(_At(node, 1, ""), keys, optional)
         if "version" in top:
             self.number(top["version"], 1, 1)
         if "captures" in top:
@@ -531,6 +535,7 @@ class _Reader:
             digest=digest_rules.read(self, top["digest"]) if "digest" in top else DigestRules(),
             alerts=alert_rules.read(self, top["alerts"], accounts) if "alerts" in top else MappingProxyType({}),
             step_up=step_up_rules.read(self, top["step_up"]) if "step_up" in top else None,
+            control=control_rules.read(self, top["control"]) if "control" in top else None,
         )
 
     def account(self, name: str, at: _At) -> Account:

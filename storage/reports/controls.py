@@ -42,7 +42,7 @@ class Kind(StrEnum):
     REMIND = "owners of reviews, and reminders"
     FOLLOW_UP = "what reviews want done, and that it was"
     EXPORT = "exports"
-    POLICY = "policies in force"
+    POLICY = "policies in force, and changes of them"
     LOG = "events of the log itself, and alarms"
 
 
@@ -74,6 +74,9 @@ _KINDS: Final[dict[str, Kind]] = {
     "log:export": Kind.EXPORT,
     "request:close": Kind.EXPORT,
     "policy:load": Kind.POLICY,
+    "policy:propose": Kind.POLICY,
+    "policy:confirm": Kind.POLICY,
+    "policy:reject": Kind.POLICY,
     "log:rotate": Kind.LOG,
     "log:alarm": Kind.LOG,
     "access:alarm": Kind.LOG,

@@ -38,7 +38,7 @@ class Asked:
 
     def __call__(self):
         """Return the exit code, the verdict, and the findings as one text."""
-        code = cli.main(["ready", "--json"])
+        code = cli.main(["ready", "--json", "--file", str(self.file)])
         told = json.loads(self.capsys.readouterr().out)
         (account,) = told["accounts"]
         assert told["exit"] == code
@@ -57,7 +57,7 @@ def ask(demo, monkeypatch, capsys, tmp_path):
 def test_a_sound_account_is_ready_and_nothing_is_left(ask, demo):
     """In a terminal it is one line, and nobody in Slack was told."""
     before = Driver(demo.url).as_("U0RITA").messages("C0INCIDENT")
-    assert cli.main(["ready"]) == 0
+    assert cli.main(["ready", "--file", str(ask.file)]) == 0
     assert ask.capsys.readouterr().out == "READY      orders-db (Orders database)\n"
     assert Driver(demo.url).as_("U0RITA").messages("C0INCIDENT") == before
 
