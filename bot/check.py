@@ -32,7 +32,7 @@ from storage.followers import FOLLOWERS, CopyTrouble, Notary, NotReadable, build
 from storage.followers.runner import last_answered, newest_size
 from storage.heads import Rewritten
 from storage.signers import SignerDown
-from workflows import asking
+from workflows import asking, step_up
 from workflows import policy as rules
 from workflows.control_group import trouble
 from workflows.engines import ENGINES
@@ -318,6 +318,7 @@ def _vault(
         if policy is not None:
             yield from _levels(vault, policy, database, who, is_tried=levels)
             yield from _limits(vault, policy)
+            yield from _factors(settings, vault, policy)
     except BreakGlassError as error:
         yield Finding(False, f"Vault: {error.sentence}")
     with contextlib.suppress(BreakGlassError):  # what cannot be ended now ends within the hour
@@ -372,6 +373,24 @@ def _limits(vault: Vault, policy: Policy) -> Iterator[Finding]:
     if not found:
         places = len(forbidden_paths(levels, log_key, totp)) + len(probes(levels))
         yield Finding(True, f"Vault: the bot is refused in {places} places where it has no business.")
+
+
+def _factors(settings: Settings, vault: Vault, policy: Policy) -> Iterator[Finding]:
+    """Which custodians could give the code that a level takes."""
+    if totp_of(policy) is None:
+        return
+    client = slack_client(settings)
+    try:
+        me: Any = client.auth_test()
+    except (SlackApiError, OSError):
+        return  # it was said above
+    roster = rules.gather(SlackDirectory(client, str(me["team_id"])), policy, None)
+    found = step_up.enrolled(vault, policy, roster)
+    for user_id in (who for who, is_enrolled in found.items() if not is_enrolled):
+        name = roster.people[user_id].name
+        yield Finding(False, f"{name} ({user_id}) has no authenticator enrolled: breakglass enrol {user_id}.")
+    if all(found.values()):
+        yield Finding(True, f"People: all {len(found)} custodians of whom codes are taken have an authenticator.")
 
 
 def ask_level(vault: Vault, name: str, level: rules.Level, tell: Callable[[str], None] | None = None) -> Finding:

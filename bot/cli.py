@@ -25,6 +25,7 @@ from bot import (
     capture_command,
     digest_command,
     drill_command,
+    enrol_command,
     export_command,
     follower_commands,
     log_commands,
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     alert_command.add(commands, who=_me)
     capture_command.add(commands)
     vault_commands.add(commands)
+    enrol_command.add(commands, who=_me)
 
     verify_command.add(commands)
     return parser

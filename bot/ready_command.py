@@ -24,7 +24,7 @@ from storage.database import Database, DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, build_copies, lags
 from storage.holder import is_held
 from storage.models import Feed
-from workflows import absence, readiness
+from workflows import absence, readiness, step_up
 from workflows import policy as rules
 from workflows.capture_watch import silent_since
 from workflows.engines import ENGINES
@@ -141,10 +141,10 @@ def gather(settings: Settings, policy: Policy, *, now: datetime, who: Actor, dat
         return Facts(now, roster, None, None, None, tuple(general))
     copies = _copies(settings, policy, database, general, now)
     _alerts(settings, policy, database, general)
-    levels = _vault(settings, policy, database, general, who)
+    levels, enrolled = _vault(settings, policy, database, general, who, roster=roster)
     if is_ours:
         database.close()
-    return Facts(now, roster, levels, silent, copies, tuple(general))
+    return Facts(now, roster, levels, silent, copies, tuple(general), enrolled)
 
 
 def _slack(settings: Settings, policy: Policy, general: list[Finding]) -> Roster | None:
@@ -237,8 +237,9 @@ def _alerts(settings: Settings, policy: Policy, database: Database, general: lis
 
 
 def _vault(
-    settings: Settings, policy: Policy, database: Database, general: list[Finding], who: Actor
-) -> Mapping[tuple[str, str], Probe] | None:
+    settings: Settings, policy: Policy, database: Database, general: list[Finding], who: Actor, *, roster: Roster | None
+) -> tuple[Mapping[tuple[str, str], Probe] | None, Mapping[str, bool] | None]:
+    """Return what became of each level, and which custodians can give a code."""
     from bot.app import vault_client  # noqa: PLC0415
 
     vault: Vault | None = None
@@ -249,13 +250,14 @@ def _vault(
             state = "sealed" if health.sealed else "not set up"
             sentence = f"Vault at {settings.vault_address} is {state}: have it unsealed."
             general.append(Finding(Severity.RED, Code.VAULT, sentence))
-            return None
+            return None, None
         vault.log_in()
-        return {
+        probes = {
             (account.name, level.name): _probe(vault, account, level, database, who)
             for account in policy.accounts.values()
             for level in account.real_levels.values()
         }
+        return probes, None if roster is None else step_up.enrolled(vault, policy, roster)
     except BreakGlassError as error:
         # Who is not let in knows that nothing could be opened; who gets no answer knows nothing.
         is_silent = isinstance(error, Unavailable) and error.reason != "no_login"
@@ -265,7 +267,7 @@ def _vault(
         if vault is not None:
             with contextlib.suppress(BreakGlassError):  # what cannot be ended now ends within the hour
                 vault.log_out()
-    return None
+    return None, None
 
 
 def _probe(vault: Vault, account: rules.Account, level: Level, database: Database, who: Actor) -> Probe:

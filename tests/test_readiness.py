@@ -52,6 +52,7 @@ class World:
         self.silent: dict[str, datetime | None] = {"orders-pg": None}
         self.copies: dict[str, str | None] = {"archive": None, "spare": None}
         self.general: tuple[Finding, ...] = ()
+        self.enrolled: dict[str, bool] | None = dict.fromkeys(CUSTODIANS, True)
 
     def change(self, old: str, new: str) -> None:
         """Change the policy."""
@@ -74,7 +75,7 @@ class World:
     def facts(self) -> Facts:
         """Return what would be learnt."""
         roster = Roster(self.people, self.groups, self.absences)
-        return Facts(NOW, roster, self.levels, self.silent, self.copies, self.general)
+        return Facts(NOW, roster, self.levels, self.silent, self.copies, self.general, self.enrolled)
 
 
 def found(world: World, **changes: object) -> list[Finding]:
@@ -99,12 +100,36 @@ def planted(*steps: Callable[[World], object]) -> Callable[[World], None]:
     return plant
 
 
+def _takes_codes(world: World) -> None:
+    world.change("        quorum:", "        step_up: totp\n        quorum:")
+
+
 # What is planted, what is found (severity, code, level), and words of one sentence.
 DEFECTS: dict[str, tuple[Callable[[World], object], set[tuple[Severity, Code, str | None]], str]] = {
     "a custodian who does not exist": (
         lambda w: w.people.pop("U0EVAN"),
         {(WARN, Code.PERSON, None)},
         "U0EVAN, custodian, does not exist",
+    ),
+    "nobody who could give a code": (
+        planted(_takes_codes, lambda w: w.enrolled.clear()),
+        {(RED, Code.FACTOR, "read"), (RED, Code.FACTOR, "write")},
+        "only 0 who are there can give one (not enrolled: Carl (U0CARL), Chen (U0CHEN)",
+    ),
+    "too few who could give a code when one of them asks": (
+        planted(_takes_codes, lambda w: w.enrolled.update(U0CHEN=False, U0CORA=False, U0DORA=False)),
+        {(WARN, Code.FACTOR, "read"), (RED, Code.FACTOR, "write")},
+        "it takes codes of 2 custodians, and only 1 who are there can give one",
+    ),
+    "one who could give no code": (
+        planted(_takes_codes, lambda w: w.enrolled.pop("U0DORA")),
+        {(WARN, Code.FACTOR, "read"), (WARN, Code.FACTOR, "write")},
+        "Dora (U0DORA) cannot give one. Have breakglass enrol run with them.",
+    ),
+    "codes that Vault says nothing of": (
+        planted(_takes_codes, lambda w: setattr(w, "enrolled", None)),
+        {(UNKNOWN, Code.VAULT, None)},
+        "Vault did not say who has an authenticator enrolled.",
     ),
     "a custodian who left": (
         lambda w: w.person("U0EVAN", is_deleted=True),
@@ -301,7 +326,8 @@ def test_a_planted_defect_is_found_and_nothing_else(name):
     assert {(one.severity, one.code, one.level) for one in findings} == expected
     assert any(words in one.sentence for one in findings), [one.sentence for one in findings]
     (account,) = judge(parse(world.text, name="p.yml"), world.facts())
-    assert account.verdict is (RED if any(severity is RED for severity, *_ in expected) else None)
+    worst = {severity for severity, *_ in expected} & {Severity.RED, Severity.UNKNOWN}
+    assert account.verdict is (min(worst, key=list(Severity).index) if worst else None)
     assert [one.severity for one in findings] == sorted((one.severity for one in findings), key=list(Severity).index)
 
 

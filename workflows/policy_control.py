@@ -441,8 +441,18 @@ class PolicyControl(Door):
 
 
 def _may_decide(policy: Policy, roster: Roster, row: Request, person: str) -> bool:
-    held = rules.roles(policy, roster, row.account, person, requester=row.requester, asked=row.custodians)
-    return Role.CUSTODIAN in held
+    why = rules.explain(
+        policy,
+        roster,
+        row.account,
+        person,
+        Role.CUSTODIAN,
+        requester=row.requester,
+        asked=row.custodians,
+        stood_in=row.deputies or {},
+        level=row.level,
+    )
+    return why is None
 
 
 def _put_in_force(

@@ -57,6 +57,7 @@ class Code(StrEnum):
     NO_SPARE = "no_spare"  # exactly the quorum
     NO_RESPONDER = "no_responder"
     NO_REVIEWER = "no_reviewer"
+    FACTOR = "factor"  # a level takes codes, and too few custodians have an authenticator
     RULES = "rules"  # nobody has looked at them for a year
     VAULT = "vault"
     TARGET = "target"
@@ -98,6 +99,7 @@ class Facts:
 
     ``levels``: by account and level. ``silent``: by source, since when nothing was heard of it (None: it is heard of).
     ``copies``: by copy, what is wrong with it (None: nothing). ``general``: what was found that concerns every account.
+    ``enrolled``: of custodians of whom codes are taken, whether they can give one (None: Vault did not say).
     """
 
     now: datetime
@@ -106,6 +108,7 @@ class Facts:
     silent: Mapping[str, datetime | None] | None
     copies: Mapping[str, str | None] | None
     general: tuple[Finding, ...] = ()
+    enrolled: Mapping[str, bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ def _judge(policy: Policy, account: Account, facts: Facts) -> Iterator[Finding]:
     else:
         yield from _people(account, facts.roster)
         yield from _quorums(policy, account, facts.roster)
+        yield from _factors(policy, account, facts.roster, facts)
     yield from _levels(account, facts)
     yield from _copies(policy, facts)
     yield from _rules(account, facts.now)
@@ -220,6 +224,37 @@ def _quorums(policy: Policy, account: Account, roster: Roster) -> Iterator[Findi
         for short, askers in met.items():
             whose = "whoever asks" if len(askers) == len(here) else f"when {_names(roster, askers)} asks"
             yield Finding(short.severity, short.code, f"{short.sentence}, {whose}. {_CURE[short.code]}", level.name)
+
+
+def _factors(policy: Policy, account: Account, roster: Roster, facts: Facts) -> Iterator[Finding]:
+    """Say whether enough custodians could give a code, where a level takes one."""
+    levels = [level for level in account.real_levels.values() if level.step_up is not None]
+    if not levels:
+        return
+    if facts.enrolled is None:
+        yield _unknown(facts, Code.VAULT, "Vault did not say who has an authenticator enrolled.")
+        return
+    has = facts.enrolled
+    able = [who for who in roster.resolve(account.custodians) if roster.able(who)]
+    without = [who for who in able if not has.get(who)]
+    there = _without_the_away(roster)
+    for level in levels:
+        seen = [
+            evaluate(policy, there, account=account.name, level=level.name, requester=who, preview=True).custodians
+            for who in roster.resolve(account.responders)
+            if there.able(who)
+        ]
+        fewest = min((sum(bool(has.get(one)) for one in people) for people in seen), default=0)
+        names = _names(roster, without).replace(" or ", ", ")
+        cure = "Have breakglass enrol run with them."
+        if fewest < level.quorum:
+            sentence = f"it takes codes of {level.quorum} custodians, and only {fewest} who are there can give one"
+            lack = f" (not enrolled: {names})" if without else ""
+            yield Finding(Severity.RED, Code.FACTOR, f"{sentence}{lack}. {cure}", level.name)
+        elif without:
+            yield Finding(
+                Severity.WARN, Code.FACTOR, f"it takes codes, and {names} cannot give one. {cure}", level.name
+            )
 
 
 _CURE: Final[Mapping[Code, str]] = MappingProxyType(

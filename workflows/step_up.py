@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from storage.database import Database, Write
     from storage.models import Decision
     from workflows.door import Case, Turn
-    from workflows.policy import Level, Policy
+    from workflows.policy import Level, Policy, Roster
     from workflows.vault import Vault
 
 ENROL: Final = "person:enrol"  # somebody has a second factor now
@@ -77,6 +77,21 @@ def not_enrolled(person: str) -> NotAllowed:
     )
 
 
+def is_enrolled(vault: Vault, policy: Policy, team: str, person: str) -> bool:
+    """Whether Vault has a key of the person's. It takes no right but to have codes checked.
+
+    Raises Unavailable, VaultRefused.
+    """
+    return vault.check_code(mount_of(policy), key_name(team, person), _LOOKED_AT) is not CodeAnswer.UNKNOWN
+
+
+def enrolled(vault: Vault, policy: Policy, roster: Roster) -> dict[str, bool]:
+    """Return of each able custodian of whom a level takes codes whether they could give one. As :func:`is_enrolled`."""
+    accounts = [one for one in policy.accounts.values() if any(level.step_up for level in one.levels.values())]
+    people = dict.fromkeys(who for one in accounts for who in roster.resolve(one.custodians) if roster.able(who))
+    return {who: is_enrolled(vault, policy, roster.people[who].team, who) for who in people}
+
+
 class SecondFactor(Door):
     """Checks codes. Safe from many threads and from several processes on one database."""
 
@@ -84,6 +99,11 @@ class SecondFactor(Door):
         super().__init__(database)
         self._vault = vault
         self._policy = policy
+
+    @property
+    def mount(self) -> str:
+        """Where the TOTP engine is."""
+        return mount_of(self._policy())
 
     def is_needed(self, request_id: str) -> bool:
         """Whether an approval of the request takes a code; of one that is not known, no."""
@@ -95,8 +115,7 @@ class SecondFactor(Door):
 
     def is_enrolled(self, team: str, person: str) -> bool:
         """Whether Vault has a key of the person's. Raises Unavailable, VaultRefused."""
-        found = self._vault.check_code(mount_of(self._policy()), key_name(team, person), _LOOKED_AT)
-        return found is not CodeAnswer.UNKNOWN
+        return is_enrolled(self._vault, self._policy(), team, person)
 
     def must_be_enrolled(self, actor: Actor, case: Case, level: Level | None, *, now: datetime) -> None:
         """Refuse, on record, who could show no factor for an approval of the level. As :meth:`is_enrolled`."""
@@ -147,7 +166,7 @@ class SecondFactor(Door):
         # 2. Ask.
         try:
             name = key_name(actor.team, actor.person)
-            said = CodeAnswer.USED if is_used else self._vault.check_code(mount_of(self._policy()), name, code)
+            said = CodeAnswer.USED if is_used else self._vault.check_code(self.mount, name, code)
         except BreakGlassError:
             self._forget(actor, request_id, code, now)
             raise
