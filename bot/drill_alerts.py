@@ -9,12 +9,13 @@ Rules
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sqlmodel import select
 
 from bot.cursors import CARD, GONE, LINES
 from storage.models import Post
+from workflows.alert_rules import SEND, Came
 from workflows.drill_score import Told
 from workflows.lifecycle import Action
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from storage.audit import Record
     from storage.database import Database
     from storage.models import Request
-
-ALERT: Final = "alert:send"
 
 
 class Arrivals:
@@ -91,12 +90,14 @@ def _posted(post: Post | None) -> datetime | None:
 
 
 def _alerts(records: Iterable[Record]) -> Iterator[str]:
-    """Yield the alerts outside of Slack that were tried for the request and never went out."""
-    sent: dict[str, bool] = {}
+    """Yield the alerts outside of Slack that did not go out for an entry: tried, given up, or failed to the last."""
+    came: dict[tuple[str, int], bool] = {}
     for record in records:
-        if record.event == ALERT:
-            name = str(record.data.get("alert") or record.data.get("name") or "an alert")
-            sent[name] = sent.get(name, False) or record.data.get("ok") is True
-    for name, is_sent in sent.items():
-        if not is_sent:
-            yield f"the alert {name}"
+        if record.event != SEND:
+            continue
+        listed = record.data.get("entries")
+        for seq in listed if isinstance(listed, list) else ():
+            if type(seq) is int:
+                about = (str(record.data.get("alert", "")), seq)
+                came[about] = came.get(about, False) or record.data.get("came") == Came.SENT
+    yield from dict.fromkeys(f"the alert {name}" for (name, _), is_sent in came.items() if not is_sent)
