@@ -24,7 +24,7 @@ from storage.database import Database, DatabaseDown
 from storage.followers import FOLLOWERS, CopyTrouble, build_copies, lags
 from storage.holder import is_held
 from storage.models import Feed
-from workflows import absence, readiness, step_up
+from workflows import absence, drill_history, readiness, step_up
 from workflows import policy as rules
 from workflows.capture_watch import silent_since
 from workflows.engines import ENGINES
@@ -136,6 +136,9 @@ def gather(settings: Settings, policy: Policy, *, now: datetime, who: Actor, dat
         if roster is not None:
             with database.read() as session:
                 roster = roster.with_absences(absence.in_force(session, now=now))
+        with database.read() as session:
+            drilled = [account.name for account in policy.accounts.values() if account.drill is not None]
+            drills = {name: drill_history.newest_scored(session, name) for name in drilled}
     except (DatabaseDown, ValueError) as error:
         general.append(Finding(Severity.UNKNOWN, Code.DATABASE, f"{error} Look at BREAKGLASS_DATABASE_URL."))
         return Facts(now, roster, None, None, None, tuple(general))
@@ -144,7 +147,7 @@ def gather(settings: Settings, policy: Policy, *, now: datetime, who: Actor, dat
     levels, enrolled = _vault(settings, policy, database, general, who, roster=roster)
     if is_ours:
         database.close()
-    return Facts(now, roster, levels, silent, copies, tuple(general), enrolled)
+    return Facts(now, roster, levels, silent, copies, tuple(general), enrolled, drills)
 
 
 def _slack(settings: Settings, policy: Policy, general: list[Finding]) -> Roster | None:

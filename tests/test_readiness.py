@@ -11,6 +11,8 @@ import pytest
 
 import workflows.policy as policy_module
 from workflows.absence import Absent
+from workflows.drill_history import Past
+from workflows.drill_score import Came, Leg, Line
 from workflows.errors import Unavailable
 from workflows.policy import Person, PolicyInvalid, Roster, parse
 from workflows.readiness import MOST_RESPONDERS, Code, Facts, Finding, Probe, Severity, judge, look_up
@@ -31,6 +33,7 @@ TEXT = (
     .replace("        quorum: 1\n", "        quorum: 1\n        capture_source: orders-pg\n")
 )
 RED, WARN, UNKNOWN = Severity.RED, Severity.WARN, Severity.UNKNOWN
+PAST = Past("DR-7KQ2", "BG-7KQ2", "orders-db", NOW - timedelta(days=30), tuple(CUSTODIANS), True, (), ())
 READ, WRITE = ("orders-db", "read"), ("orders-db", "write")
 
 
@@ -53,6 +56,7 @@ class World:
         self.copies: dict[str, str | None] = {"archive": None, "spare": None}
         self.general: tuple[Finding, ...] = ()
         self.enrolled: dict[str, bool] | None = dict.fromkeys(CUSTODIANS, True)
+        self.drills: dict[str, Past | None] = {"orders-db": PAST}
 
     def change(self, old: str, new: str) -> None:
         """Change the policy."""
@@ -75,7 +79,7 @@ class World:
     def facts(self) -> Facts:
         """Return what would be learnt."""
         roster = Roster(self.people, self.groups, self.absences)
-        return Facts(NOW, roster, self.levels, self.silent, self.copies, self.general, self.enrolled)
+        return Facts(NOW, roster, self.levels, self.silent, self.copies, self.general, self.enrolled, self.drills)
 
 
 def found(world: World, **changes: object) -> list[Finding]:
@@ -300,6 +304,32 @@ DEFECTS: dict[str, tuple[Callable[[World], object], set[tuple[Severity, Code, st
         lambda w: w.copies.update(spare="its last try failed"),
         {(WARN, Code.COPY, None)},
         "The copy spare: its last try failed; no credential waits",
+    ),
+    "an account that was never drilled": (
+        lambda w: w.drills.update({"orders-db": None}),
+        {(WARN, Code.DRILL, None)},
+        "It was never drilled to the end. Begin a drill: /breakglass drill orders-db.",
+    ),
+    "a drill that failed": (
+        lambda w: w.drills.update(
+            {
+                "orders-db": dataclasses.replace(
+                    PAST, passed=False, lines=(Line(Leg.FIRST_ANSWER, Came.FAILED, None, None),)
+                )
+            }
+        ),
+        {(WARN, Code.DRILL, None)},
+        "DR-7KQ2 of 2026-10-25, failed (first answer): mend that.",
+    ),
+    "a last drill that is long ago": (
+        lambda w: w.drills.update({"orders-db": dataclasses.replace(PAST, at=NOW - timedelta(days=98))}),
+        {(WARN, Code.DRILL, None)},
+        "too long ago",
+    ),
+    "drills that nobody knows of": (
+        lambda w: w.drills.clear(),
+        {(UNKNOWN, Code.DRILL, None)},
+        "It is not known when it was last drilled.",
     ),
     "no bot that runs": (
         lambda w: setattr(w, "general", (Finding(RED, Code.BOT, "No bot runs."),)),

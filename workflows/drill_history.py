@@ -74,6 +74,16 @@ def past(session: Session, account: str | None = None, most: int = MOST) -> list
     return [_past(session, row) for row in session.exec(query.order_by(col(Request.opened_at).desc()).limit(most))]
 
 
+def newest_scored(session: Session, account: str) -> Past | None:
+    """Return the newest drill of an account that has a score; one that is under way says nothing yet."""
+    query = select(Request).where(Request.account == account, col(Request.drill).is_not(None))
+    for row in session.exec(query.order_by(col(Request.opened_at).desc()).limit(MOST)):
+        found = _past(session, row)
+        if found.passed is not None:
+            return found
+    return None
+
+
 def _past(session: Session, row: Request) -> Past:
     body = session.exec(
         select(Entry.body).where(Entry.request_id == row.id, Entry.event == SCORE).order_by(col(Entry.seq)).limit(1)

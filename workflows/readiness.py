@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
+    from workflows.drill_history import Past
     from workflows.policy import Account, Directory, Level, Policy, Verdict
 
 FAIL: Final = "ready:fail"  # an account could not be opened when it was looked at
 
 MOST_RESPONDERS: Final = 50  # looked up one by one; a group of responders may be the whole company
+DRILL_GRACE: Final = timedelta(days=7)  # a drill that is due may wait for a good moment
 REVIEW_EVERY: Final = timedelta(days=365)
 _MOST_NAMES: Final = 5
 
@@ -58,6 +60,7 @@ class Code(StrEnum):
     NO_RESPONDER = "no_responder"
     NO_REVIEWER = "no_reviewer"
     FACTOR = "factor"  # a level takes codes, and too few custodians have an authenticator
+    DRILL = "drill"  # it was never rehearsed, not for long, or the last rehearsal failed
     RULES = "rules"  # nobody has looked at them for a year
     VAULT = "vault"
     TARGET = "target"
@@ -100,6 +103,7 @@ class Facts:
     ``levels``: by account and level. ``silent``: by source, since when nothing was heard of it (None: it is heard of).
     ``copies``: by copy, what is wrong with it (None: nothing). ``general``: what was found that concerns every account.
     ``enrolled``: of custodians of whom codes are taken, whether they can give one (None: Vault did not say).
+    ``drills``: by account that has drills, the newest that has a score (None: there was none yet).
     """
 
     now: datetime
@@ -109,6 +113,7 @@ class Facts:
     copies: Mapping[str, str | None] | None
     general: tuple[Finding, ...] = ()
     enrolled: Mapping[str, bool] | None = None
+    drills: Mapping[str, Past | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +159,7 @@ def _judge(policy: Policy, account: Account, facts: Facts) -> Iterator[Finding]:
         yield from _factors(policy, account, facts.roster, facts)
     yield from _levels(account, facts)
     yield from _copies(policy, facts)
+    yield from _drills(account, facts)
     yield from _rules(account, facts.now)
 
 
@@ -359,6 +365,25 @@ def _copies(policy: Policy, facts: Facts) -> Iterator[Finding]:
             means = f"{'a' if copy.required else 'no'} credential waits for it"
             sentence = f"The copy {name}: {trouble.removesuffix('.')}; {means}. Run breakglass check."
             yield Finding(Severity.RED if copy.required else Severity.WARN, Code.COPY, sentence)
+
+
+def _drills(account: Account, facts: Facts) -> Iterator[Finding]:
+    if account.drill is None:
+        return
+    if facts.drills is None or account.name not in facts.drills:
+        yield _unknown(facts, Code.DRILL, "It is not known when it was last drilled.")
+        return
+    last, todo = facts.drills[account.name], f"Begin a drill: /breakglass drill {account.name}."
+    if last is None:
+        yield Finding(Severity.WARN, Code.DRILL, f"It was never drilled to the end. {todo}")
+        return
+    day = f"{last.at:%Y-%m-%d}"
+    if not last.passed:
+        failed = ", ".join(leg.value.replace("_", " ") for leg in last.failed) or "see its scorecard"
+        sentence = f"Its last drill, {last.drill} of {day}, failed ({failed}): mend that. {todo}"
+        yield Finding(Severity.WARN, Code.DRILL, sentence)
+    if facts.now - last.at > account.drill.every + DRILL_GRACE:
+        yield Finding(Severity.WARN, Code.DRILL, f"Its last drill, {last.drill}, was on {day}: too long ago. {todo}")
 
 
 def _rules(account: Account, now: datetime) -> Iterator[Finding]:

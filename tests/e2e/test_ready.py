@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -16,6 +17,7 @@ from bot.settings import from_environment
 from storage.audit import read_entries
 
 SECONDS = 60.0  # a bound for a busy machine
+DRILL = r"    drill:\n(?:      .*\n)+"
 
 
 class Asked:
@@ -27,7 +29,9 @@ class Asked:
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("BREAKGLASS_POLICY", str(file))
         today = datetime.now(UTC).date()
-        file.write_text(demo.policy_file.read_text(encoding="utf-8"), encoding="utf-8")
+        text = demo.policy_file.read_text(encoding="utf-8")
+        self.drill = re.search(DRILL, text)[0]
+        file.write_text(text.replace(self.drill, ""), encoding="utf-8")
         self.change("    custodians: [U0CARL, ", f"    rules_reviewed: {today}\n    custodians: [U0OLGA, U0CARL, ")
 
     def change(self, old, new):
@@ -60,6 +64,12 @@ def test_a_sound_account_is_ready_and_nothing_is_left(ask, demo):
     assert cli.main(["ready", "--file", str(ask.file)]) == 0
     assert ask.capsys.readouterr().out == "READY      orders-db (Orders database)\n"
     assert Driver(demo.url).as_("U0RITA").messages("C0INCIDENT") == before
+
+
+def test_an_account_that_was_never_drilled_is_named(ask):
+    """It could be opened, and nobody has ever seen that it can."""
+    ask.change("    levels:\n", f"{ask.drill}    levels:\n")
+    assert ask() == (0, "ready", "drill: It was never drilled to the end. Begin a drill: /breakglass drill orders-db.")
 
 
 def test_people_who_left_or_are_away_are_found(ask, demo):
