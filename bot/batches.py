@@ -60,7 +60,7 @@ class Batch:
     @property
     def is_digest(self) -> bool:
         """Whether it is the weekly digest, to be drawn as one."""
-        return _is_alone(self.records[0])
+        return self.records[0].event == POST and _is_alone(self.records[0])
 
 
 def _is_alone(record: Record) -> bool:
