@@ -358,7 +358,7 @@ class World:
                 is_out = case.state is State.ACTIVE and len(case.grants) > credentials
                 return is_out and _psql_line(self.rita) is not None
             case _:
-                return case.state is State.ENDED
+                return case.state is State.ENDED and case.request.review_owner is not None
 
     def do(self, stage: str, request_id: str) -> None:
         """Press the stage's button and wait for its whole effect."""
