@@ -28,13 +28,14 @@ pytest_plugins = ("test_listeners",)
 
 def _policy(desk, shop):
     """Return the desk's policy with two levels more, one for a shell on the host and one for a single command."""
-    words = desk.policy.text
+    words = ""
     for name, level in (("shell", shop.level), ("fixed", shop.fixed)):
         words += f"      {name}:\n        title: A shell on the shop's host\n        engine: ssh\n"
         words += f"        token_role: {level.token_role}\n"
         words += "".join(f"        {key}: {json.dumps(value)}\n" for key, value in level.options.items())
         words += "        quorum: 1\n        longest: 30m\n        default: 10m\n        answer_within: 15m\n"
-    return rules.parse(words, name="with ssh")
+    text = desk.policy.text.replace("    drill:\n", f"{words}    drill:\n")  # which comes after the levels
+    return rules.parse(text, name="with ssh")
 
 
 @pytest.fixture
