@@ -56,7 +56,6 @@ _VERDICTS: Final = frozenset({Action.REVIEW.value, Action.REVIEW_FIRST.value})
 
 SEVERITIES: Final[Mapping[str, Severity | None]] = MappingProxyType(
     {
-        "request:override": Severity.CRITICAL,  # the glass was broken by one person alone
         Action.INTERCEPT: Severity.CRITICAL,
         Action.LOSE: Severity.CRITICAL,
         f"{Action.ESCALATE} {State.ENDING}": Severity.CRITICAL,  # access that cannot be taken back

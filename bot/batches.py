@@ -64,6 +64,7 @@ class Batch:
 
 
 def _is_alone(record: Record) -> bool:
+    """Whether an entry has a post to itself: a digest with its picture, a proposed policy with its buttons."""
     return record.event in (POST, PROPOSE) and record.refused is None and not record.is_pruned
 
 

@@ -364,7 +364,8 @@ class _Bundle:
                 else:
                     cells = export.people_cells(record, row.account or "")
                     ledger.add(record)
-                    self._named.update(dict.fromkeys(_payloads_of(record)))
+                    if (name := _payload_of(record)) is not None:
+                        self._named[name] = None
                 member.write(export.csv_line(cells))
                 self._step()
 
@@ -517,11 +518,11 @@ def _read(row: Any) -> Record | None:  # noqa: ANN401 - a row with seq, body and
     return record if record.seq == row.seq else None
 
 
-def _payloads_of(record: Record) -> Iterator[str]:
-    """Give the hash of the text that an entry holds only the beginning of."""
+def _payload_of(record: Record) -> str | None:
+    """Return the hash of the text that an entry holds only the beginning of; None: it holds all of it."""
     payload = record.data.get("payload")
-    if isinstance(payload, dict) and _SHA256.fullmatch(str(payload.get("sha256"))):
-        yield payload["sha256"]
+    name = payload.get("sha256") if isinstance(payload, dict) else None
+    return name if isinstance(name, str) and _SHA256.fullmatch(name) else None
 
 
 def _file(name: str) -> str:

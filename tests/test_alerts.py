@@ -163,7 +163,6 @@ def record_of(database, event, data=None, **more):
     [
         ("request:open", {}, Severity.WARNING),
         ("request:open", {"refused": "not_allowed"}, Severity.INFO),
-        ("request:override", {}, Severity.CRITICAL),
         ("credential:intercept", {}, Severity.CRITICAL),
         ("credential:lost", {}, Severity.CRITICAL),
         ("request:escalate", {"source": "pending"}, Severity.WARNING),
@@ -197,7 +196,7 @@ def test_how_urgent_an_event_is(log, event, more, severity):
         ("ready:fail", {}, {"pager"}),
         ("request:open", {"account": "orders-db"}, {"pager", "owners"}),
         ("request:open", {"account": "payroll"}, {"pager"}),
-        ("request:override", {"account": "orders-db"}, {"pager", "chiefs", "owners"}),
+        ("credential:intercept", {"account": "orders-db"}, {"pager", "chiefs", "owners"}),
     ],
 )
 def test_who_hears_of_what(log, event, data, hears):
