@@ -58,7 +58,9 @@ def main() -> int:
         with Postgres(at / "postgres", durable=False) as pg, OpenBao(at / "openbao") as bao:
             target = prepare_target(pg)
             read, write = level_for(pg, "orders-ro", "bg_orders_ro"), level_for(pg, "orders-rw", "bg_orders_rw")
-            real = Real(pg, bao, target, read, write, set_up(bao.addr, bao.root_token, target, [read, write]))
+            rehearsal = level_for(pg, "orders-rehearsal", "bg_orders_rehearsal")
+            login = set_up(bao.addr, bao.root_token, target, [read, write, rehearsal])
+            real = Real(pg, bao, target, read, write, login, rehearsal=rehearsal)
             database = Database(f"sqlite:///{at / 'breakglass.db'}")
             database.setup()
             _measure(counter_at(real, database), real, wanted)
